@@ -9,7 +9,9 @@ mod socket;
 
 pub(crate) use export::{BitmapRef, NbdServerArgs, OneBitmap};
 pub(crate) use job::{JOB_STATUS, JobType};
-pub(crate) use mirror::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync, mirror_arguments};
+pub(crate) use mirror::{
+    BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, ReflinkArg, Sync, mirror_arguments,
+};
 pub(crate) use object::{
     Endpoint, IothreadArgs, Limits, OBJECT_OPTIONS, ObjectArgs, ObjectKind, SecretArgs, ThrottleGroupArgs,
     TlsCredsArgs,

@@ -21,6 +21,7 @@ mod overlay;
 mod parts;
 mod persistent;
 mod references;
+mod reflink;
 mod reopen;
 mod resize;
 mod resume;

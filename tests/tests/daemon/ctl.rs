@@ -283,7 +283,7 @@ fn jobs_as_a_table_and_as_json() {
     let jobs: Value = serde_json::from_str(&world.ctl(&["jobs", "--output=json"]).stdout).unwrap();
     let mut keys: Vec<_> = jobs[0].as_object().unwrap().keys().cloned().collect();
     keys.sort();
-    assert_snapshot!(keys.join(" "), @"actively-synced auto-dismiss auto-finalize bulk-left busy converging copied copy-mode copy-rate current-progress device dirtied dirty-left dirty-rate id io-status len offset paused ready skipped speed status total-progress type writes-through zeroed");
+    assert_snapshot!(keys.join(" "), @"actively-synced auto-dismiss auto-finalize bulk-left busy clone-calls converging copied copy-mode copy-rate current-progress device dirtied dirty-left dirty-rate id io-status len offset paused ready shared skipped speed status total-progress type writes-through zeroed");
     assert_eq!(world.said(&["complete"]), "blockmirror: m: paused, and not ready; `resume` it first\n[1]");
     assert_eq!(world.said(&["resume"]), "[0]");
     assert_eq!(world.said(&["resume"]), "blockmirror: m: Can't resume a job that was not paused\n[1]");

@@ -25,7 +25,7 @@ use crate::driver::{Found, Inherited, backing_in_header, probe_format};
 use crate::graph::{Node, NodeId};
 use crate::job::MirrorRequest;
 use crate::new_image::{CreatedFile, NewFileSpec, format_named, protocol_node};
-use crate::schema::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, Sync, mirror_arguments};
+use crate::schema::{BitmapSync, CopyModeArg, MirrorArgs, OnErrorArg, ReflinkArg, Sync, mirror_arguments};
 
 mirror_arguments! {
     pub(super) struct DriveMirrorArgs {
@@ -65,6 +65,7 @@ impl DriveMirrorArgs {
             filter_node_name: args.filter_node_name,
             copy_mode: args.copy_mode,
             target_is_zero: args.target_is_zero,
+            x_reflink: args.x_reflink,
             auto_finalize: args.auto_finalize,
             auto_dismiss: args.auto_dismiss,
         }

@@ -58,6 +58,8 @@ static MIRROR_INFO: Object = Object::new(
         opt("copied", UINT64, "bytes copied").ours(),
         opt("zeroed", UINT64, "bytes made zero").ours(),
         opt("skipped", UINT64, "bytes that needed nothing").ours(),
+        opt("shared", UINT64, "bytes for which the target shares blocks with the source's files").ours(),
+        opt("clone-calls", UINT64, "the system calls that this took").ours(),
         opt("copy-rate", UINT64, "bytes per second that the job does").ours(),
         opt("dirty-rate", UINT64, "bytes per second that are written").ours(),
         opt("converging", Type::Enum(&CONVERGING), "whether it comes to its end").ours(),

@@ -9,7 +9,7 @@ use blockmirror_filter::NullDisk;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
     BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, MirrorControl, MirrorGroup,
-    MirrorJob, MirrorOptions, PreparedJob, Progress, Refused, SyncMode,
+    MirrorJob, MirrorOptions, PreparedJob, Progress, Reflink, Refused, SyncMode,
 };
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Value, json};
@@ -70,6 +70,7 @@ impl MirrorRequest {
             .on_target_error(OnErrorArg::policy(args.on_target_error))
             .unmap(true)
             .target_is_zero(args.target_is_zero.unwrap_or(false))
+            .reflink(args.x_reflink.map_or(Reflink::Auto, Reflink::from))
             .copy_mode(args.copy_mode.map_or(CopyMode::Background, CopyMode::from));
         if let Some((name, mode)) = sync_bitmap(&args)? {
             options = options.bitmap(name, mode);
@@ -503,6 +504,8 @@ pub(super) fn add_figures(info: &mut Value, progress: &Progress) {
     info["copied"] = json!(progress.copied);
     info["zeroed"] = json!(progress.zeroed);
     info["skipped"] = json!(progress.skipped);
+    info["shared"] = json!(progress.shared);
+    info["clone-calls"] = json!(progress.clone_calls);
     info["copy-rate"] = json!(progress.copy_rate);
     info["dirty-rate"] = json!(progress.dirty_rate);
     info["converging"] = json!(match progress.convergence {

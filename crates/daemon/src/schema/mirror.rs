@@ -1,6 +1,6 @@
 //! The arguments of the commands that start a mirror, and those that other jobs share with them.
 
-use blockmirror_mirror::{CopyMode, OnError};
+use blockmirror_mirror::{CopyMode, OnError, Reflink};
 
 use crate::arguments::{Int64, choice};
 
@@ -21,6 +21,24 @@ choice! {
         OnSuccess = "on-success", "it starts anew if the job succeeds";
         Never = "never", "nothing";
         Always = "always", "it starts anew; if the job fails it keeps what the target does not have";
+    }
+}
+
+choice! {
+    pub(crate) enum ReflinkArg("MirrorReflink", "Whether blocks are shared with the source's files.") {
+        Never = "never", "all data is copied" [ours];
+        Auto = "auto", "the same, as a guest's write to a shared block allocates a new one" [ours];
+        Always = "always", "what can be shared is; refused if nothing can" [ours];
+    }
+}
+
+impl From<ReflinkArg> for Reflink {
+    fn from(reflink: ReflinkArg) -> Self {
+        match reflink {
+            ReflinkArg::Never => Self::Never,
+            ReflinkArg::Auto => Self::Auto,
+            ReflinkArg::Always => Self::Always,
+        }
     }
 }
 
@@ -108,6 +126,10 @@ macro_rules! mirror_arguments {
                  and will when its backing file is attached, so that zeros are left out; an export is zeroed \
                  otherwise, whatever it says"
                     [default "false", ours];
+                x_reflink: Option<ReflinkArg> = "x-reflink", "whether the target shares blocks with the \
+                 source's files, in a file system that can: nothing is read or written for them, and each \
+                 write to one of them, by the guest too, allocates a new block from then on"
+                    [default "auto", ours];
                 auto_finalize: Option<bool> = "auto-finalize", "whether the job ends without \
                  `job-finalize`" [default "true"];
                 auto_dismiss: Option<bool> = "auto-dismiss", "whether it vanishes without \

@@ -171,12 +171,12 @@ const EFFECTIVE: &str = "
     blockdev-mirror.filter-node-name blockdev-mirror.granularity blockdev-mirror.job-id
     blockdev-mirror.on-source-error blockdev-mirror.on-target-error blockdev-mirror.replaces
     blockdev-mirror.speed blockdev-mirror.sync blockdev-mirror.target blockdev-mirror.target-is-zero
-    blockdev-reopen.options drive-mirror.auto-dismiss drive-mirror.auto-finalize drive-mirror.bitmap
+    blockdev-mirror.x-reflink blockdev-reopen.options drive-mirror.auto-dismiss drive-mirror.auto-finalize drive-mirror.bitmap
     drive-mirror.bitmap-mode drive-mirror.buf-size drive-mirror.copy-mode drive-mirror.device
     drive-mirror.filter-node-name drive-mirror.format drive-mirror.granularity drive-mirror.job-id
     drive-mirror.mode drive-mirror.node-name drive-mirror.on-source-error drive-mirror.on-target-error
     drive-mirror.replaces drive-mirror.speed drive-mirror.sync drive-mirror.target
-    drive-mirror.target-is-zero drive-mirror.unmap nbd-server-add.bitmap nbd-server-add.description
+    drive-mirror.target-is-zero drive-mirror.unmap drive-mirror.x-reflink nbd-server-add.bitmap nbd-server-add.description
     nbd-server-add.device nbd-server-add.name nbd-server-add.writable nbd-server-start.addr
     nbd-server-start.handshake-max-seconds nbd-server-start.max-connections nbd-server-start.tls-creds";
 
