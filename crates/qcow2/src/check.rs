@@ -108,6 +108,8 @@ pub(crate) struct Checker<'a> {
     pub(crate) bad_entries: u64,
     /// The refcount table or blocks are damaged: they can only be made anew.
     pub(crate) refcounts_damaged: bool,
+    /// A cluster that is in use has the refcount 0.
+    pub(crate) used_as_free: bool,
     /// Bitmaps, or their directory, are damaged.
     pub(crate) bitmaps_damaged: bool,
     /// A table could not be read, so that what it uses is not known.

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!   the snapshot table  -->  entries that no reader takes otherwise
-//!     -->  refcounts in place, or new refcount structures (rebuild)
+//!     -->  refcounts in place, or new refcount structures (rebuild): where those that there are cannot be
+//!          used, or call a cluster free that is in use
 //!     -->  (rebuild) the header points at them  -->  tables out of clusters with guest data (separate)
 //!     -->  COPIED flags  -->  dirty and corrupt bits cleared
 //! ```
@@ -25,10 +26,10 @@ use std::ops::Range;
 
 pub(crate) use at_open::repair_dirty;
 
-use blockmirror_block::Storage;
+use blockmirror_block::{ErrorKind, Storage};
 
 use crate::check::{CheckObserver, CheckReport, Checker, Counts, Reporting};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::feature;
 
 /// Where a version 3 header has its features.
@@ -135,6 +136,9 @@ fn fix_entries(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: E
 }
 
 /// Sets refcounts right. Those of the clusters `reserved`, which are not in use yet, become one.
+///
+/// As with QEMU all are written anew where a cluster in use has the refcount 0. They could be set right where
+/// they are, too, and are where the new ones have no room.
 fn fix_refcounts(
     storage: &dyn Storage,
     what: Repair,
@@ -143,20 +147,37 @@ fn fix_refcounts(
 ) -> Result<()> {
     let mut checker = Checker::open(storage, &mut *observer, Reporting::Silent)?;
     checker.check()?;
-    checker.counts.reserve(reserved.clone());
     let damaged = checker.refcounts_damaged || !checker.has_all_blocks();
-    match (what, damaged) {
-        (_, false) => checker.set_refcounts(what == Repair::All)?,
-        (Repair::All, true) => {
-            // What the damaged structures refer to does not count: they go.
-            let mut guest = Checker::open(storage, observer, Reporting::Silent)?;
-            guest.count_guest()?;
-            guest.counts.reserve(reserved);
-            guest.rebuild_refcounts()?;
+    let anew = damaged || checker.used_as_free && !storage.info().fixed_len;
+    match what {
+        Repair::Leaks if damaged => return Ok(()),
+        Repair::All if anew => match rebuild_refcounts(storage, reserved.clone(), &mut *observer) {
+            Err(Error::Storage(error)) if !damaged && error.kind() == ErrorKind::NoSpace => {
+                let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
+                checker.check()?;
+                checker.counts.reserve(reserved);
+                checker.set_refcounts(true)?;
+            }
+            written => written?,
+        },
+        what => {
+            checker.counts.reserve(reserved);
+            checker.set_refcounts(what == Repair::All)?;
         }
-        (Repair::Leaks, true) => return Ok(()),
     }
     Ok(storage.flush()?)
+}
+
+/// Writes new refcount structures. What the old ones refer to does not count: they go.
+fn rebuild_refcounts(
+    storage: &dyn Storage,
+    reserved: Range<u64>,
+    observer: &mut dyn CheckObserver,
+) -> Result<()> {
+    let mut guest = Checker::open(storage, observer, Reporting::Silent)?;
+    guest.count_guest()?;
+    guest.counts.reserve(reserved);
+    guest.rebuild_refcounts()
 }
 
 /// Sets COPIED flags right, if nothing else is wrong or everything is to be; returns how many were wrong.

@@ -78,6 +78,7 @@ impl Checker<'_> {
             self.disk.found_wrong(cluster, refcount);
         }
         if references > refcount {
+            self.used_as_free |= refcount == 0;
             self.find(&Finding::RefcountTooLow { cluster, refcount, references }, 1);
         } else if references < refcount {
             self.find(&Finding::Leak { cluster, refcount, references }, 1);

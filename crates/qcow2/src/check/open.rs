@@ -59,6 +59,7 @@ impl<'a> Checker<'a> {
             fixing: None,
             bad_entries: 0,
             refcounts_damaged: false,
+            used_as_free: false,
             bitmaps_damaged: false,
             tables_missing: false,
             copied_in_doubt: false,

@@ -52,6 +52,9 @@ pub enum Severity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mending {
+    /// All refcounts are written anew, to free space. The clusters that had the old ones are named when the
+    /// header names the new ones.
+    NewRefcounts,
     /// The refcount of a cluster becomes the number of its references.
     Refcount {
         /// The cluster.

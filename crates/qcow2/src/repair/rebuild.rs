@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use byteorder::{BigEndian, ByteOrder};
 
-use crate::check::{Block, Checker};
+use crate::check::{Block, Checker, Mending};
 use crate::error::{Error, Result};
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
 
@@ -19,7 +19,7 @@ const HEADER_REFCOUNT_TABLE: u64 = 48;
 struct Plan {
     /// The blocks that there will be, by their index in the table.
     blocks: BTreeSet<u64>,
-    /// Clusters of the table, which is followed by the blocks.
+    /// Clusters of the table, which follows the blocks.
     table_clusters: u64,
     /// All of the new clusters.
     place: Range<u64>,
@@ -31,14 +31,14 @@ impl Checker<'_> {
     /// Writes new refcounts for what was counted, which is all but the old refcount structures, and has the
     /// header point at them.
     pub(super) fn rebuild_refcounts(&mut self) -> Result<()> {
+        self.mending(&Mending::NewRefcounts);
         let plan = self.plan()?;
         let size = self.cluster_size();
         let (per_block, width) = (self.disk.per_block(), self.disk.width());
         // At most 8 MiB, and one cluster.
         let mut table = vec![0; (plan.table_clusters * size) as usize];
         let mut block = vec![0; size as usize];
-        let first_block = plan.place.start + plan.table_clusters;
-        for (index, cluster) in plan.blocks.iter().zip(first_block..) {
+        for (index, cluster) in plan.blocks.iter().zip(plan.place.start..) {
             self.step(size)?;
             for (slot, counted) in (index * per_block..(index + 1) * per_block).enumerate() {
                 let refcount = self.new_refcount(&plan, counted)?;
@@ -48,14 +48,30 @@ impl Checker<'_> {
             // Below the table's length, by the plan.
             BigEndian::write_u64(&mut table[*index as usize * 8..], cluster * size);
         }
-        self.storage.write_at(&table, plan.place.start * size)?;
+        let table_at = (plan.place.end - plan.table_clusters) * size;
+        self.storage.write_at(&table, table_at)?;
         self.storage.flush()?;
         let mut place = [0; 12];
-        BigEndian::write_u64(&mut place, plan.place.start * size);
+        BigEndian::write_u64(&mut place, table_at);
         // At most 8 MiB of clusters.
         BigEndian::write_u32(&mut place[8..], plan.table_clusters as u32);
         self.storage.write_at(&place, HEADER_REFCOUNT_TABLE)?;
-        Ok(self.storage.flush()?)
+        self.storage.flush()?;
+        self.report_freed(&plan);
+        Ok(())
+    }
+
+    /// Names the clusters of the old structures, which the new ones call free.
+    fn report_freed(&mut self, plan: &Plan) {
+        if !self.may_free() {
+            return;
+        }
+        let end = self.file_clusters();
+        let is_freed = |old: &u64| *old < end && self.counts.get(*old) == 0 && !plan.place.contains(old);
+        let freed: BTreeSet<u64> = self.old_structures().into_iter().filter(is_freed).collect();
+        for cluster in freed {
+            self.mending(&Mending::Refcount { cluster, refcount: 1, references: 0 });
+        }
     }
 
     /// What the refcount of `cluster` is to be. Nothing is freed unless all that uses clusters was counted.

@@ -5,6 +5,7 @@
 
 use std::io::Write;
 
+use blockmirror_block::Storage;
 use blockmirror_block::testing::MemoryStorage;
 use blockmirror_qcow2::format::snapshot::Snapshots;
 use blockmirror_qcow2::{Header, Repair, check, repair};
@@ -206,9 +207,10 @@ impl RawImage {
         self.settle();
     }
 
-    /// Has the refcounts and COPIED flags agree with the tables.
+    /// Has the refcounts and COPIED flags agree with the tables, where they are: the file does not grow.
     pub(crate) fn settle(&mut self) {
-        let storage = MemoryStorage::with_contents(&self.0);
+        let storage = MemoryStorage::fixed(self.len());
+        storage.write_at(&self.0, 0).unwrap();
         repair(&storage, Repair::All, &mut ()).unwrap();
         assert!(check(&storage, &mut ()).unwrap().is_clean());
         self.0 = storage.to_vec();

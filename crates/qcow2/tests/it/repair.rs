@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::testing::MemoryStorage;
+use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage};
 use blockmirror_block::{BlockDevice, ErrorKind, Storage, WriteFlags};
-use blockmirror_qcow2::{CreateOptions, Header, OpenOptions, Repair, check, repair};
+use blockmirror_qcow2::{CheckObserver, CreateOptions, Header, Mending, OpenOptions, Repair, check, repair};
 
 use crate::check::{image, readable, repaired};
 use crate::common::qemu_check_finds_nothing;
@@ -298,4 +298,86 @@ fn a_snapshot_table_is_not_written_longer_than_it_may_be() {
     assert!(report.is_clean(), "{report:?}");
     let header = Header::read(&storage).unwrap();
     assert_eq!(u64::from(header.snapshot_count), count - 1);
+}
+
+/// An image in which a cluster of guest data, and its L2 table, have the refcount 0.
+fn used_as_free() -> RawImage {
+    let mut damaged = RawImage(image(|o| o.cluster_size = 4096));
+    let block = damaged.get(damaged.refcount_table());
+    let table = damaged.get(damaged.l1_at(0)) & OFFSET;
+    let data = damaged.get(damaged.l2_at(1)) & OFFSET;
+    for at in [table, data] {
+        damaged.set_len(block + at / 4096 * 2, 0, 2);
+    }
+    damaged
+}
+
+/// What a repair says that it writes.
+#[derive(Default)]
+struct Said(Vec<Mending>);
+
+impl CheckObserver for Said {
+    fn mending(&mut self, mending: &Mending) {
+        self.0.push(*mending);
+    }
+}
+
+/// As QEMU does it.
+#[test]
+fn where_a_cluster_in_use_counts_as_free_all_refcounts_are_written_anew() {
+    let damaged = used_as_free();
+    let storage = MemoryStorage::with_contents(&damaged.0);
+    let mut said = Said::default();
+    assert!(repair(&storage, Repair::All, &mut said).unwrap().is_clean());
+    let after = RawImage(storage.to_vec());
+    assert_ne!(after.refcount_table(), damaged.refcount_table());
+    assert!(readable(&after.0) == readable(&damaged.0));
+    assert!(readable(&after.free_overwritten()) == readable(&damaged.0));
+    qemu_check_finds_nothing(&after.0, "where_a_cluster_in_use_counts_as_free");
+    let table = damaged.refcount_table() / 4096;
+    let freed = |cluster| Mending::Refcount { cluster, refcount: 1, references: 0 };
+    assert_eq!(said.0[0], Mending::NewRefcounts);
+    assert!(said.0.contains(&freed(table)), "{said:?}", said = said.0);
+}
+
+/// Where the new ones have no room: on storage that does not grow, and on a host that is full.
+#[test]
+fn without_room_for_new_refcounts_the_old_ones_are_set_right() {
+    let damaged = used_as_free();
+    let table = damaged.refcount_table();
+    let is_repaired = |after: Vec<u8>| {
+        let after = RawImage(after);
+        assert_eq!(after.refcount_table(), table);
+        assert!(check(&MemoryStorage::with_contents(&after.0), &mut ()).unwrap().is_clean());
+        assert!(readable(&after.0)[..] == readable(&damaged.0)[..]);
+    };
+    let storage = fixed(&damaged);
+    repair(&storage, Repair::All, &mut ()).unwrap();
+    is_repaired(storage.to_vec());
+
+    let memory = Arc::new(MemoryStorage::with_contents(&damaged.0));
+    let faults = Faults::new();
+    faults.inject(Fault::on(OpKind::Write).with(ErrorKind::NoSpace));
+    let full = FaultStorage::new(Arc::clone(&memory) as _, faults);
+    assert!(repair(&full, Repair::All, &mut ()).unwrap().is_clean());
+    is_repaired(memory.to_vec());
+}
+
+/// The old refcounts stay until the new ones are durable.
+#[test]
+fn new_refcounts_that_were_cut_short_are_written_again() {
+    let damaged = used_as_free();
+    let recording = RecordingStorage::with_contents(&damaged.0);
+    repair(&recording, Repair::All, &mut ()).unwrap();
+    let mut tables = Vec::new();
+    for point in recording.crash_points() {
+        let left = RawImage(point.storage().to_vec());
+        tables.push(left.refcount_table());
+        assert!(readable(&left.0) == readable(&damaged.0), "{point:?}");
+        let (after, report) = repaired(&left.0, Repair::All);
+        assert!(report.unwrap().is_clean(), "{point:?}");
+        assert!(readable(&after) == readable(&damaged.0), "{point:?}");
+    }
+    tables.dedup();
+    assert_eq!(tables.len(), 2, "the header changes once: {tables:?}");
 }

@@ -53,6 +53,7 @@ pub(super) fn line(finding: &Finding, times: u64, mend: Option<Mend>) -> String 
 /// What a repair is about to write.
 pub(super) fn mending(mending: &Mending) -> Option<String> {
     match mending {
+        Mending::NewRefcounts => Some("Rebuilding refcount structure\n".to_owned()),
         Mending::Refcount { cluster, refcount, references } => {
             Some(format!("Repairing cluster {cluster} refcount={refcount} reference={references}\n"))
         }
