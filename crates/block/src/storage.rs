@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::{Backing, ByteRange, Error, ErrorKind, Result, Visit, ZeroFlags};
+use crate::{Backing, ByteRange, Error, ErrorKind, Result, StorageEvent, Visit, ZeroFlags};
 
 /// A growable, positional, thread-safe run of bytes.
 ///
@@ -100,6 +100,11 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Ends calls that are blocked on something that may never answer, as
     /// [`BlockDevice::cancel_in_flight`](crate::BlockDevice::cancel_in_flight) does. Files always answer.
     fn cancel_in_flight(&self) {}
+
+    /// The format above is about to take a step. Only fault injection listens.
+    fn announce(&self, event: StorageEvent) {
+        let _ = event;
+    }
 
     /// Bytes that the storage occupies on its host, as `st_blocks` tells; `None` if unknown.
     fn allocated_bytes(&self) -> Result<Option<u64>> {

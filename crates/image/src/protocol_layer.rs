@@ -89,7 +89,7 @@ impl ProtocolLayer {
             let why = error.to_string();
             blockmirror_block::Error::new(blockmirror_block::ErrorKind::InvalidInput, "open").because(why)
         })?;
-        Ok(Self::Failing(Box::new(protocol), Arc::new(storage)))
+        Ok(Self::Failing(Box::new(protocol), Arc::new(storage.announced())))
     }
 
     pub(crate) fn id(&self) -> ProtocolId {

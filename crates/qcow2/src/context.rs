@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blockmirror_block::sync::Mutex;
-use blockmirror_block::{Backing, BlockDevice, ByteRange, Error, ErrorKind, Result, Storage};
+use blockmirror_block::{Backing, BlockDevice, ByteRange, Error, ErrorKind, Result, Storage, StorageEvent};
 
 use crate::cache::SLICE_BYTES;
 use crate::format::entry::EntryFormat;
@@ -126,6 +126,7 @@ impl ImageContext {
     /// file.
     pub(crate) fn read_data(&self, buf: &mut [u8], at: HostOffset) -> Result<()> {
         let data = self.data();
+        self.storage.announce(StorageEvent::ReadAio);
         data.read_at(buf, at.0)?;
         // What lies past the end has been read as zeros, so the length is needed only where the last byte is
         // one.

@@ -112,6 +112,12 @@ pub enum Error {
         /// Which one was asked for.
         wanted: SnapshotRef,
     },
+    /// A snapshot was deleted, and what it alone used could not be freed: it leaks.
+    #[error("the snapshot is deleted, and its clusters leak: {cause}")]
+    SnapshotLeaks {
+        /// What failed.
+        cause: BlockError,
+    },
     /// The image can be read, but must not be written.
     #[error("the image cannot be opened for writing: {0}")]
     NotWritable(WriteRefusal),
@@ -213,7 +219,7 @@ impl Error {
             Self::NotWritable(_) => ErrorKind::ReadOnly,
             Self::NoSnapshot { .. } => ErrorKind::NotFound,
             Self::Option { .. } | Self::Bitmap { .. } => ErrorKind::InvalidInput,
-            Self::Storage(e) => e.kind(),
+            Self::Storage(e) | Self::SnapshotLeaks { cause: e } => e.kind(),
         }
     }
 
@@ -236,6 +242,7 @@ impl From<Error> for BlockError {
             Error::Decompress { .. } => "decompress",
             Error::Bitmap { .. } => "use persistent bitmap",
             Error::NoSnapshot { .. } => "find snapshot",
+            Error::SnapshotLeaks { .. } => "delete snapshot",
             _ => "open qcow2 image",
         };
         match error {

@@ -9,7 +9,7 @@ mod walk;
 
 use std::ops::Range;
 
-use blockmirror_block::{Error, ErrorKind, Result};
+use blockmirror_block::{Error, ErrorKind, Result, StorageEvent};
 use byteorder::{BigEndian, ByteOrder};
 
 use crate::cache::SliceCache;
@@ -209,6 +209,7 @@ impl Meta {
     /// Makes sure the slice at `slice` is cached, and returns it.
     pub(crate) fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<&[u8]> {
         if self.l2.get(slice).is_none() {
+            ctx.storage.announce(StorageEvent::L2Load);
             let data = ctx.read_slice("read L2 table", slice)?;
             self.l2.insert(slice, &data);
         }

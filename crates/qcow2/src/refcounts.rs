@@ -21,7 +21,7 @@ mod packing;
 use std::ops::Range;
 
 use blockmirror_bitmap::ChunkBitmap;
-use blockmirror_block::{ByteRange, Result};
+use blockmirror_block::{ByteRange, Result, StorageEvent};
 
 pub(crate) use alloc::{Allocation, Grant};
 pub(crate) use contiguous::RunSearch;
@@ -155,6 +155,7 @@ impl Refcounts {
 
     fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<()> {
         if self.blocks.get(slice).is_none() {
+            ctx.storage.announce(StorageEvent::RefblockLoad);
             let data = ctx.read_slice("read refcount block", slice)?;
             self.blocks.insert(slice, &data);
             self.loads += 1;

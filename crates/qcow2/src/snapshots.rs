@@ -73,7 +73,7 @@ impl Qcow2 {
         let _quiesced = self.ranges.lock_exclusive(ALL)?;
         let stop = self.stop_check(name);
         let result = self.write_back().map_err(Error::from).and_then(|()| operation(&stop));
-        if let Err(Error::Storage(error)) = &result
+        if let Err(Error::Storage(error) | Error::SnapshotLeaks { cause: error }) = &result
             && Damage::of(error).is_some()
         {
             self.mark_corrupt(error);

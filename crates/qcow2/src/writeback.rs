@@ -26,7 +26,7 @@
 
 use std::ops::Range;
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, Result, cancel};
+use blockmirror_block::{ByteRange, Error, ErrorKind, Result, StorageEvent, cancel};
 
 use crate::cache::DirtySlice;
 use crate::context::ImageContext;
@@ -70,6 +70,7 @@ impl Batch {
     fn write(&self, ctx: &ImageContext) -> Result<(), Failure> {
         if !self.refcount_slices.is_empty() || !self.refcount_table.is_empty() {
             reach(ctx, self.file_end)?;
+            ctx.storage.announce(StorageEvent::RefblockUpdatePart);
         }
         for (at, data) in &self.refcount_slices {
             ctx.write_metadata(data, at.0)?;
@@ -79,18 +80,21 @@ impl Batch {
         }
         ctx.barrier()?;
         if !self.refcount_table.is_empty() {
+            ctx.storage.announce(StorageEvent::ReftableUpdate);
             for (at, data) in &self.refcount_table {
                 ctx.write_metadata(data, self.refcount_table_at + at)?;
             }
             ctx.barrier()?;
         }
         if !self.l2_slices.is_empty() {
+            ctx.storage.announce(StorageEvent::L2Update);
             for (at, data) in &self.l2_slices {
                 ctx.write_metadata(data, at.0)?;
             }
             ctx.barrier()?;
         }
         if !self.l1.is_empty() {
+            ctx.storage.announce(StorageEvent::L1Update);
             for (at, data) in &self.l1 {
                 ctx.write_metadata(data, self.l1_at + at)?;
             }
@@ -142,6 +146,7 @@ impl Qcow2 {
     /// after a flush leaves no leaks.
     fn unref(&self, dropped: &[Range<HostCluster>]) -> Result<()> {
         let ctx = &self.ctx;
+        ctx.storage.announce(StorageEvent::ClusterFree);
         let free = self.meta.lock().refcounts(ctx)?.last_references(ctx, dropped)?;
         // The refcounts are still one, so these clusters are not handed out while the host frees their space.
         let may_be_used = |clusters: &Range<HostCluster>| {

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 
 use blockmirror_block::{
-    ByteRange, Error, ErrorKind, HostRun, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
+    ByteRange, Error, ErrorKind, HostRun, Result, Storage, StorageEvent, StorageExtent, StorageInfo, Visit,
+    ZeroFlags,
 };
 
 use crate::raw::SECTOR;
@@ -148,6 +149,10 @@ impl Storage for StoragePart {
 
     fn discard(&self, range: ByteRange) -> Result<()> {
         self.whole.discard(self.outside(range, "discard")?)
+    }
+
+    fn announce(&self, event: StorageEvent) {
+        self.whole.announce(event);
     }
 
     fn allocate(&self, range: ByteRange) -> Result<()> {

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
     BlockDevice, ByteRange, CloneUnits, DiscardEffect, Error, ErrorKind, Extent, ExtentKind, ExtentMerger,
-    Geometry, HostRun, Result, Storage, Visit, WriteFlags, ZeroCost, ZeroFlags,
+    Geometry, HostRun, Result, Storage, StorageEvent, Visit, WriteFlags, ZeroCost, ZeroFlags,
 };
 
 use crate::magic;
@@ -146,6 +146,7 @@ impl BlockDevice for Raw {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.check(offset, buf.len() as u64, "read")?;
+        self.storage.announce(StorageEvent::ReadAio);
         self.storage.read_at(buf, offset)?;
         // What lies past the end of the file has been read as zeros.
         if buf.last() != Some(&0) {
@@ -169,7 +170,10 @@ impl BlockDevice for Raw {
             range,
             "write",
             |sector| sector.copy_from_slice(&buf[..sector.len()]),
-            || self.storage.write_at(buf, offset),
+            || {
+                self.storage.announce(StorageEvent::WriteAio);
+                self.storage.write_at(buf, offset)
+            },
         )?;
         if flags.contains(WriteFlags::FUA) { self.storage.flush() } else { Ok(()) }
     }

@@ -1,8 +1,10 @@
 //! What happens on a node, under QEMU's names.
 //!
-//! QEMU's format drivers announce each step they take. Ours do not; the events that the requests themselves
-//! make are there. The others are known by name, so that rules written for QEMU are accepted, but they never
+//! The requests make some of them, and qcow2 announces some of its steps ([`StorageEvent`]), as QEMU's format
+//! drivers do. The others are known by name, so that rules written for QEMU are accepted, but they never
 //! happen here.
+
+use blockmirror_block::StorageEvent;
 
 /// An event that a rule can wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,9 +12,9 @@
 pub enum Event {
     /// Once, when the rules are put in force.
     None,
-    /// Before a read.
+    /// Before a read; of guest data, where the format above announces it.
     ReadAio,
-    /// Before a write.
+    /// Before a write, likewise.
     WriteAio,
     /// Before a write, after [`WriteAio`](Self::WriteAio).
     Pwritev,
@@ -26,18 +28,17 @@ pub enum Event {
     FlushToDisk,
     /// Before what was read from below is written to the device.
     CorWrite,
+    /// Before a step of the format above.
+    Format(StorageEvent),
     /// One of QEMU's own that never happens here.
     Elsewhere,
 }
 
 /// QEMU's events that never happen here.
-const ELSEWHERE: [&str; 38] = [
-    "l1_update",
+const ELSEWHERE: [&str; 31] = [
     "l1_grow_alloc_table",
     "l1_grow_write_table",
     "l1_grow_activate_table",
-    "l2_load",
-    "l2_update",
     "l2_update_compressed",
     "l2_alloc_cow_read",
     "l2_alloc_write",
@@ -50,10 +51,7 @@ const ELSEWHERE: [&str; 38] = [
     "cow_write",
     "reftable_load",
     "reftable_grow",
-    "reftable_update",
-    "refblock_load",
     "refblock_update",
-    "refblock_update_part",
     "refblock_alloc",
     "refblock_alloc_hookup",
     "refblock_alloc_write",
@@ -63,7 +61,6 @@ const ELSEWHERE: [&str; 38] = [
     "cluster_alloc",
     "cluster_alloc_bytes",
     "cluster_alloc_space",
-    "cluster_free",
     "pwritev_rmw_head",
     "pwritev_rmw_after_head",
     "pwritev_rmw_tail",
@@ -87,7 +84,7 @@ impl Event {
             "cor_write" => Self::CorWrite,
             "empty_image_prepare" => Self::Elsewhere,
             other if ELSEWHERE.contains(&other) => Self::Elsewhere,
-            _ => return None,
+            other => Self::Format(StorageEvent::from_name(other)?),
         })
     }
 
@@ -137,7 +134,8 @@ mod tests {
     #[test]
     fn qemus_names_are_known_and_others_are_not() {
         assert_eq!(Event::from_name("read_aio"), Some(Event::ReadAio));
-        assert_eq!(Event::from_name("l2_update"), Some(Event::Elsewhere));
+        assert_eq!(Event::from_name("l2_update"), Some(Event::Format(StorageEvent::L2Update)));
+        assert_eq!(Event::from_name("cluster_alloc"), Some(Event::Elsewhere));
         assert_eq!(Event::from_name("READ_AIO"), None);
         assert!(Event::CorWrite.happens() && !Event::Elsewhere.happens());
         assert_eq!(IoType::from_name("write-zeroes"), Some(IoType::WriteZeroes));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error, ErrorKind, Extent, Geometry, Result, Storage, StorageExtent, StorageInfo,
-    Visit, WriteFlags, ZeroFlags,
+    BlockDevice, ByteRange, Error, ErrorKind, Extent, Geometry, Result, Storage, StorageEvent, StorageExtent,
+    StorageInfo, Visit, WriteFlags, ZeroFlags,
 };
 
 use super::event::{Event, IoType};
@@ -24,6 +24,8 @@ const ZEROS: u64 = 64 << 10;
 struct Blkdebug {
     name: Arc<str>,
     options: BlkdebugOptions,
+    /// Reads and writes of guest data are announced by the format above; otherwise each request is one.
+    announced: bool,
     rules: Mutex<Rules>,
 }
 
@@ -40,7 +42,8 @@ impl Blkdebug {
         options.check(request_alignment)?;
         let inject = std::mem::take(&mut options.inject_error);
         let set = std::mem::take(&mut options.set_state);
-        Ok(Self { name: Arc::from(name), options, rules: Mutex::new(Rules::new(inject, set)) })
+        let rules = Mutex::new(Rules::new(inject, set));
+        Ok(Self { name: Arc::from(name), options, announced: false, rules })
     }
 
     fn align(&self, child: u32) -> u32 {
@@ -89,7 +92,8 @@ impl Blkdebug {
 
     fn read(&self, buf: &mut [u8], offset: u64, read: impl Fn(&mut [u8], u64) -> Result<()>) -> Result<()> {
         for (part, bytes) in self.parts(offset, buf.len()) {
-            self.ask(&[Event::ReadAio], IoType::Read, Some(part), "read")?;
+            let events: &[Event] = if self.announced { &[] } else { &[Event::ReadAio] };
+            self.ask(events, IoType::Read, Some(part), "read")?;
             read(&mut buf[bytes], part.start())?;
         }
         Ok(())
@@ -97,8 +101,10 @@ impl Blkdebug {
 
     fn write(&self, buf: &[u8], offset: u64, write: impl Fn(&[u8], u64) -> Result<()>) -> Result<()> {
         for (part, bytes) in self.parts(offset, buf.len()) {
+            let events: &[Event] =
+                if self.announced { &[Event::Pwritev] } else { &[Event::WriteAio, Event::Pwritev] };
             let done = self
-                .ask(&[Event::WriteAio, Event::Pwritev], IoType::Write, Some(part), "write")
+                .ask(events, IoType::Write, Some(part), "write")
                 .and_then(|()| write(&buf[bytes], part.start()));
             self.tell(Event::PwritevDone);
             done?;
@@ -293,6 +299,14 @@ impl BlkdebugStorage {
         let core = Blkdebug::new(child.name(), child.info().request_alignment, options)?;
         Ok(Self { child, core })
     }
+
+    /// The format above announces its reads and writes of guest data ([`Storage::announce`]): the events
+    /// [`ReadAio`](Event::ReadAio) and [`WriteAio`](Event::WriteAio) are these, and not all requests.
+    #[must_use]
+    pub fn announced(mut self) -> Self {
+        self.core.announced = true;
+        self
+    }
 }
 
 impl Storage for BlkdebugStorage {
@@ -353,6 +367,15 @@ impl Storage for BlkdebugStorage {
         self.child.cancel_in_flight();
     }
 
+    fn announce(&self, event: StorageEvent) {
+        match event {
+            StorageEvent::ReadAio | StorageEvent::WriteAio if !self.core.announced => {}
+            StorageEvent::ReadAio => self.core.tell(Event::ReadAio),
+            StorageEvent::WriteAio => self.core.tell(Event::WriteAio),
+            event => self.core.tell(Event::Format(event)),
+        }
+    }
+
     fn allocated_bytes(&self) -> Result<Option<u64>> {
         self.child.allocated_bytes()
     }
@@ -360,7 +383,7 @@ impl Storage for BlkdebugStorage {
 
 #[cfg(test)]
 mod tests {
-    use blockmirror_block::testing::{DiskOp, MemoryDisk};
+    use blockmirror_block::testing::{DiskOp, MemoryDisk, MemoryStorage};
 
     use super::super::options::InjectError;
     use super::*;
@@ -427,6 +450,30 @@ mod tests {
         assert_eq!(disk.flush().unwrap_err().kind(), ErrorKind::Io);
         disk.flush().unwrap();
         assert_eq!(child.take_log(), [DiskOp::Flush]);
+    }
+
+    /// The rule is armed by the step, and then fails requests of every kind.
+    #[test]
+    fn a_step_of_the_format_arms_a_rule() {
+        let rule = InjectError::new(Event::from_name("cluster_free").unwrap());
+        let options = BlkdebugOptions { inject_error: vec![rule], ..Default::default() };
+        let storage = BlkdebugStorage::new(Arc::new(MemoryStorage::new()), options).unwrap();
+        storage.announce(StorageEvent::L2Load);
+        storage.write_at(&[1; 512], 0).unwrap();
+        storage.announce(StorageEvent::ClusterFree);
+        assert_eq!(storage.write_at(&[1; 512], 0).unwrap_err().kind(), ErrorKind::Io);
+        assert_eq!(storage.read_at(&mut [0; 512], 0).unwrap_err().kind(), ErrorKind::Io);
+    }
+
+    #[test]
+    fn reads_of_guest_data_are_those_that_the_format_announces() {
+        let rule = InjectError { once: true, ..InjectError::new(Event::ReadAio) };
+        let options = BlkdebugOptions { inject_error: vec![rule], ..Default::default() };
+        let storage = BlkdebugStorage::new(Arc::new(MemoryStorage::new()), options).unwrap().announced();
+        storage.read_at(&mut [0; 512], 0).unwrap();
+        storage.announce(StorageEvent::ReadAio);
+        storage.read_at(&mut [0; 512], 0).unwrap_err();
+        storage.read_at(&mut [0; 512], 0).unwrap();
     }
 
     #[test]

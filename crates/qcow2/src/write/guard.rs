@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockmirror_block::{ByteRange, Error, ErrorKind, RangeGuard, Result, cancel, read_lost_as_zeros};
+use blockmirror_block::{
+    ByteRange, Error, ErrorKind, RangeGuard, Result, StorageEvent, cancel, read_lost_as_zeros,
+};
 
 use super::{Fill, WriteGuard, WriteRun};
 use crate::failure::may_come_late;
@@ -55,6 +57,7 @@ impl<'a> WriteGuard<'a> {
         for run in &self.runs {
             // The runs cover the range, and the data is as long.
             let (now, later) = rest.split_at(run.range.len() as usize);
+            self.image.ctx.storage.announce(StorageEvent::WriteAio);
             let written = self.image.ctx.data().write_at(now, run.host.0);
             written.inspect_err(|error| self.not_written(error))?;
             rest = later;

@@ -11,9 +11,10 @@ use super::answers::Answers;
 use super::table;
 
 /// Types of errors that no image causes.
-const OF_CALLERS: [(&str, &str); 7] = [
+const OF_CALLERS: [(&str, &str); 8] = [
     ("Option", "an option of a new image"),
     ("Storage", "the storage fails, or refuses: rows have its cause"),
+    ("SnapshotLeaks", "the storage fails once a snapshot is deleted"),
     ("NotFound", "a name that the caller gives"),
     ("Exists", "a name that the caller gives"),
     ("NameLength", "a name that the caller gives"),
