@@ -333,6 +333,7 @@ impl MirrorJob {
                 shared: progress.shared,
                 clone_calls: progress.clone_calls,
                 given_up: core.given_up(),
+                unmapped: core.unmapped(),
                 elapsed: progress.elapsed,
             })
         })

@@ -243,6 +243,11 @@ impl Core {
         self.work.failed_ranges()
     }
 
+    /// What the source did not map.
+    pub(crate) fn unmapped(&self) -> Vec<GivenUp> {
+        self.work.unmapped()
+    }
+
     /// `range` in whole granules of the dirty bitmap.
     #[cfg(any(test, feature = "simulate"))]
     pub(crate) fn whole_granules(&self, range: ByteRange) -> ByteRange {

@@ -22,7 +22,7 @@ use crate::machine::{Cloned, Done, Moved, Work};
 use crate::options::MirrorOptions;
 use crate::progress::Operation;
 use crate::reflink::Clones;
-use crate::scan::{Failure, Rules, TargetContent, scan_sharing};
+use crate::scan::{CopyAction, CopyExtent, Failure, Rules, TargetContent, scan, scan_sharing};
 
 /// The part of the options that matters while data is moved.
 #[derive(Clone, Copy, Debug)]
@@ -99,7 +99,7 @@ impl<'a> Mover<'a> {
     /// Performs `work`. What a failure leaves behind is for the core to have copied again.
     pub(crate) fn perform(&mut self, work: Work) -> Result<Done, Failure> {
         match work {
-            Work::Scan { range, untouched, .. } => {
+            Work::Scan { range, untouched, by_block, .. } => {
                 let mut rules = self.policy.rules;
                 if !untouched {
                     // Zeros that were promised may have been written over since.
@@ -109,7 +109,14 @@ impl<'a> Mover<'a> {
                     rules.target = TargetContent::Asked;
                 }
                 let part = |extent: &Extent| Some(self.clones?.part_of(self.target, extent)?.0);
-                scan_sharing(self.source, Some(self.target), range, rules, &part).map(Done::Scanned)
+                match scan_sharing(self.source, Some(self.target), range, rules, &part) {
+                    Err(Failure { operation: Operation::Read, .. })
+                        if by_block && range.len() <= self.block * MOST_BLOCKS =>
+                    {
+                        self.scan_by_block(range, rules)
+                    }
+                    scanned => scanned.map(Done::Scanned),
+                }
             }
             Work::Copy { range, target_zero, by_block: false } => {
                 self.copy(range, target_zero).map(Done::Copied)
@@ -123,6 +130,28 @@ impl<'a> Mover<'a> {
                 self.target.flush().map(|()| Done::Flushed).map_err(Failure::at_target)
             }
         }
+    }
+
+    /// Scans a block of the source at a time. One that the source does not map counts as data.
+    fn scan_by_block(&self, range: ByteRange, rules: Rules) -> Result<Done, Failure> {
+        let (mut extents, mut unmapped) = (Vec::new(), Vec::new());
+        for block in range.pieces(self.block) {
+            let mut rest = block;
+            while !rest.is_empty() {
+                let found = match scan(self.source, Some(self.target), rest, rules) {
+                    Err(Failure { operation: Operation::Read, error }) => {
+                        unmapped.push((rest, error));
+                        let action = CopyAction::Copy { target_zero: false };
+                        vec![CopyExtent { range: rest, action, below: false }]
+                    }
+                    found => found?,
+                };
+                let end = found.last().map_or(block.end(), |last| last.range.end());
+                extents.extend(found);
+                rest = ByteRange::new(end, block.end());
+            }
+        }
+        Ok(Done::ScannedInPart(extents, unmapped))
     }
 
     fn zero(&mut self, range: ByteRange, metadata_only: bool) -> Result<Done, Failure> {

@@ -117,6 +117,8 @@ pub struct GivenUp {
     pub range: ByteRange,
     /// The last failure in or next to it, in one line.
     pub message: String,
+    /// The system's number of that failure, if it has one.
+    pub os_error: Option<i32>,
 }
 
 /// How a job ended that did not fail.
@@ -138,6 +140,8 @@ pub struct Outcome {
     /// What the `ignore` policy left out, in order of offset, neighbours merged. If this is empty the target
     /// equals the source and is durable.
     pub given_up: Vec<GivenUp>,
+    /// Where the source did not say what it holds, under the `ignore` policy. It was read there.
+    pub unmapped: Vec<GivenUp>,
     /// Time from start to end.
     pub elapsed: Duration,
 }

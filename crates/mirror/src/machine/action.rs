@@ -34,6 +34,8 @@ pub(crate) enum Work {
         first_pass: bool,
         /// No write has reached it yet: what was promised of the target still holds.
         untouched: bool,
+        /// The last try: blocks of the source that it does not map count as data.
+        by_block: bool,
     },
     /// Copy the range from source to target.
     Copy {
@@ -98,6 +100,8 @@ pub(crate) enum Ending {
 pub(crate) enum Done {
     /// The extents cover a prefix of what was asked.
     Scanned(Vec<CopyExtent>),
+    /// The same, with the blocks that the source does not map, each with its error. They count as data.
+    ScannedInPart(Vec<CopyExtent>, Vec<(ByteRange, block::Error)>),
     /// Copied; the sum is the length of the range.
     Copied(Moved),
     /// Copied but for the blocks that cannot be read from the source, each with its error; the sum is the

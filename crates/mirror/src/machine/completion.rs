@@ -43,6 +43,10 @@ impl Core {
             (Done::Scanned(extents), Work::Scan { first_pass, .. }) => {
                 self.work.scanned(op.id, range, (op.tries, first_pass), extents, &mut self.counters);
             }
+            (Done::ScannedInPart(extents, unmapped), Work::Scan { first_pass, .. }) => {
+                self.work.scanned(op.id, range, (op.tries, first_pass), extents, &mut self.counters);
+                self.list_unmapped(unmapped);
+            }
             (Done::Copied(moved), Work::Copy { .. }) => {
                 self.durability.wrote(range);
                 self.durability.wrote_data(moved.copied);
@@ -113,10 +117,21 @@ impl Core {
             if self.work.is_failed_list_full() {
                 return self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
-            let message = error.to_string();
             let (operation, action) = (Operation::Read, ErrorAction::GiveUp);
-            self.outbox.push(Event::Error { operation, action, range: part, message: message.clone() });
-            self.work.list_failed(part, message);
+            self.outbox.push(Event::Error { operation, action, range: part, message: error.to_string() });
+            self.work.list_failed(part, &error);
+        }
+    }
+
+    /// The last try of a scan has taken the blocks `unmapped` for data.
+    fn list_unmapped(&mut self, unmapped: Vec<(ByteRange, block::Error)>) {
+        for (part, error) in unmapped {
+            if self.work.is_unmapped_list_full() {
+                return self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
+            }
+            let (operation, action) = (Operation::Read, ErrorAction::Ignore);
+            self.outbox.push(Event::Error { operation, action, range: part, message: error.to_string() });
+            self.work.list_unmapped(part, &error);
         }
     }
 

@@ -59,7 +59,7 @@ impl Core {
             action => action,
         };
         let message = error.to_string();
-        self.outbox.push(Event::Error { operation, action, range, message: message.clone() });
+        self.outbox.push(Event::Error { operation, action, range, message });
         match action {
             ErrorAction::Stop => self.lifecycle.stop(no_space, &mut self.outbox),
             ErrorAction::Ignore if is_flush => self.durability.back_off(now),
@@ -72,7 +72,7 @@ impl Core {
             ErrorAction::GiveUp if self.work.is_failed_list_full() => {
                 self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
-            ErrorAction::GiveUp => self.work.leave_failed(range, message, &mut self.counters),
+            ErrorAction::GiveUp => self.work.leave_failed(range, &error, &mut self.counters),
             _ => self.fail(operation, error),
         }
     }

@@ -96,8 +96,14 @@ impl Core {
         }
         let queued_too = self.do_queued_writes_count();
         let (guests, granules) = (&self.guests, self.work.granules());
-        self.work
-            .take_scan(now, |range| guests.first_in_the_way(range, queued_too, |write| granules.round(write)))
+        let scan = self.work.take_scan(now, |range| {
+            guests.first_in_the_way(range, queued_too, |write| granules.round(write))
+        });
+        let (mut work, tries) = scan?;
+        if let Work::Scan { by_block, .. } = &mut work {
+            *by_block = self.is_last_try(tries);
+        }
+        Some((work, tries))
     }
 
     /// Something is left, and guest writes are in the way of it: the job goes next there.

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::ByteRange;
+use blockmirror_block::{self as block, ByteRange};
 
 use super::config::Config;
 use super::counters::Counters;
@@ -91,6 +91,8 @@ pub(super) struct WorkTracker {
     next_id: u64,
     retries: Retries,
     failed_ranges: FailedRanges,
+    /// What the source does not map, so that it was taken for data.
+    unmapped: FailedRanges,
     /// The guest has written to the target: promises about it do not hold any more.
     target_written: bool,
     /// Where the guest has written to the target while scans were in flight.
@@ -116,6 +118,7 @@ impl WorkTracker {
             next_id: 0,
             retries: Retries::default(),
             failed_ranges: FailedRanges::default(),
+            unmapped: FailedRanges::default(),
             target_written: false,
             written_during_scan: RangeSet::default(),
             scans_valid_from: 0,
@@ -311,16 +314,30 @@ impl WorkTracker {
     }
 
     /// The job goes on without `range`, which has failed too often, and lists it. It was dirty.
-    pub(super) fn leave_failed(&mut self, range: ByteRange, message: String, counters: &mut Counters) {
+    pub(super) fn leave_failed(&mut self, range: ByteRange, error: &block::Error, counters: &mut Counters) {
         let granules = self.granules.round(range);
         self.dirty.clear(granules.start()..granules.end());
         counters.passed_over(range.len());
-        self.list_failed(range, message);
+        self.list_failed(range, error);
     }
 
     /// Lists `range`, which has failed and is not dirty.
-    pub(super) fn list_failed(&mut self, range: ByteRange, message: String) {
-        self.failed_ranges.insert(range, message);
+    pub(super) fn list_failed(&mut self, range: ByteRange, error: &block::Error) {
+        self.failed_ranges.insert(range, error.into());
+    }
+
+    /// Lists `range`, which the source does not map.
+    pub(super) fn list_unmapped(&mut self, range: ByteRange, error: &block::Error) {
+        self.unmapped.insert(range, error.into());
+    }
+
+    /// Whether another range that is not mapped would be one too many.
+    pub(super) fn is_unmapped_list_full(&self) -> bool {
+        self.unmapped.is_full()
+    }
+
+    pub(super) fn unmapped(&self) -> Vec<GivenUp> {
+        self.unmapped.to_vec()
     }
 
     /// Whether another failed range would be one too many.

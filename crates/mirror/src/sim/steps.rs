@@ -13,7 +13,7 @@ use crate::group::GroupEvent;
 use crate::machine::{Admission, Done, Ending, Next, Work};
 use crate::options::CopyMode;
 use crate::progress::{Convergence, ErrorAction, Event, IoStatus, ModeReason, Operation, Progress};
-use crate::scan::{CopyAction, Failure};
+use crate::scan::{CopyAction, CopyExtent, Failure};
 use crate::state::{JobState, Refused, Verb};
 
 /// For a kind that the crate `job` may get and this crate does not emit.
@@ -113,8 +113,8 @@ impl StepHash {
 
     fn work(&mut self, work: Work) {
         match work {
-            Work::Scan { range, first_pass, untouched } => {
-                self.all(&[1, u64::from(first_pass), u64::from(untouched)]);
+            Work::Scan { range, first_pass, untouched, by_block } => {
+                self.all(&[1, u64::from(first_pass), u64::from(untouched), u64::from(by_block)]);
                 self.range(range);
             }
             Work::Copy { range, target_zero, by_block } => {
@@ -135,20 +135,30 @@ impl StepHash {
         }
     }
 
+    fn extents(&mut self, extents: &[CopyExtent]) {
+        self.add(extents.len() as u64);
+        for extent in extents {
+            let action = match extent.action {
+                CopyAction::Skip => 0,
+                CopyAction::Zero => 1,
+                CopyAction::Copy { target_zero } => 2 + u64::from(target_zero),
+                CopyAction::Clone { target_zero } => 4 + u64::from(target_zero),
+            };
+            self.all(&[action, u64::from(extent.below)]);
+            self.range(extent.range);
+        }
+    }
+
     fn result(&mut self, result: &Result<Done, Failure>) {
         match result {
             Ok(Done::Scanned(extents)) => {
-                self.all(&[1, extents.len() as u64]);
-                for extent in extents {
-                    let action = match extent.action {
-                        CopyAction::Skip => 0,
-                        CopyAction::Zero => 1,
-                        CopyAction::Copy { target_zero } => 2 + u64::from(target_zero),
-                        CopyAction::Clone { target_zero } => 4 + u64::from(target_zero),
-                    };
-                    self.all(&[action, u64::from(extent.below)]);
-                    self.range(extent.range);
-                }
+                self.add(1);
+                self.extents(extents);
+            }
+            Ok(Done::ScannedInPart(extents, unmapped)) => {
+                self.add(10);
+                self.extents(extents);
+                unmapped.iter().for_each(|(range, _)| self.range(*range));
             }
             Ok(Done::Copied(moved)) => self.all(&[2, moved.copied, moved.zeroed, moved.skipped]),
             Ok(Done::Salvaged(moved, lost)) => {

@@ -14,8 +14,8 @@ use blockmirror_block::{
     Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_mirror::{
-    Error, ErrorAction, ErrorKind, Event, IoStatus, JobState, MirrorJob, MirrorOptions, OnError, Operation,
-    Outcome, PlanTarget, SyncMode, plan,
+    Error, ErrorAction, ErrorKind, Event, GivenUp, IoStatus, JobState, MirrorJob, MirrorOptions, OnError,
+    Operation, Outcome, PlanTarget, SyncMode, plan,
 };
 
 /// Long enough that only a hang reaches it.
@@ -545,4 +545,25 @@ fn a_bad_sector_costs_one_block_of_the_source_and_few_reads() {
     assert_eq!(last, Some(bad));
     // Three sizes of pieces, ten tries, and eight blocks once.
     assert!(faults.seen(OpKind::Read) < 100, "{}", faults.seen(OpKind::Read));
+}
+
+/// A block whose extents cannot be had was given up, with all of its 4 KiB, although it can be read.
+#[test]
+fn what_the_source_does_not_map_is_read() {
+    let len = 1 << 20;
+    let source = filled(len);
+    let (faulty, faults) = faulty(&source);
+    let (unmapped, bad) = (ByteRange::at(40_960 + 1024, 512), ByteRange::at(90_112, 512));
+    faults.inject(Fault::on(OpKind::Extents).within(unmapped).forever());
+    faults.inject(Fault::on(OpKind::Extents).within(bad).forever());
+    faults.inject(Fault::on(OpKind::Read).within(bad).forever());
+    let target = Arc::new(MemoryDisk::new(len));
+    let options = MirrorOptions::new().on_source_error(OnError::Ignore);
+    let outcome = MirrorJob::start(faulty, Arc::clone(&target) as _, options).unwrap().wait().unwrap();
+    let ranges = |list: &[GivenUp]| list.iter().map(|one| one.range).collect::<Vec<_>>();
+    assert_eq!(ranges(&outcome.unmapped), [unmapped, bad]);
+    assert_eq!(ranges(&outcome.given_up), [bad]);
+    let mut expected = source.contents().unwrap();
+    expected[bad.start() as usize..bad.end() as usize].fill(0);
+    assert!(target.contents().unwrap() == expected);
 }

@@ -5,14 +5,16 @@
 //! range.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::Bound;
 use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
-use blockmirror_block::ByteRange;
+use blockmirror_block::{self as block, ByteRange};
 
 use crate::progress::GivenUp;
 use crate::range_map::RangeMap;
+use crate::scan::SourceFailed;
 
 /// After so many tries a range is left out and listed.
 pub(in crate::machine) const MAX_TRIES: u32 = 10;
@@ -157,10 +159,38 @@ fn waiting((range, of): (ByteRange, &Try)) -> Waiting {
     Waiting { range, tries: of.tries, not_before: of.not_before }
 }
 
+/// The last failure in a range.
+#[derive(Clone, Debug)]
+pub(in crate::machine) struct Reason {
+    message: String,
+    os_error: Option<i32>,
+}
+
+impl From<&block::Error> for Reason {
+    fn from(error: &block::Error) -> Self {
+        Self { message: error.to_string(), os_error: os_error(error) }
+    }
+}
+
+/// The system's number of what has failed, if it has one.
+fn os_error(error: &block::Error) -> Option<i32> {
+    let mut cause = error.cause();
+    while let Some(found) = cause {
+        if let Some(system) = found.downcast_ref::<io::Error>() {
+            return system.raw_os_error();
+        }
+        cause = match found.downcast_ref::<SourceFailed>() {
+            Some(SourceFailed(error)) => error.cause(),
+            None => found.source(),
+        };
+    }
+    None
+}
+
 /// The failed ranges, neighbours merged, each with its last failure.
 #[derive(Debug, Default)]
 pub(in crate::machine) struct FailedRanges {
-    failures: RangeMap<String>,
+    failures: RangeMap<Reason>,
 }
 
 impl FailedRanges {
@@ -173,13 +203,13 @@ impl FailedRanges {
         self.failures.len() >= MAX_GIVEN_UP
     }
 
-    pub(in crate::machine) fn insert(&mut self, range: ByteRange, message: String) {
+    pub(in crate::machine) fn insert(&mut self, range: ByteRange, reason: Reason) {
         self.remove(range);
         let mut all = range;
         while let Some((other, _)) = self.failures.take_touching(all) {
             all = ByteRange::new(all.start().min(other.start()), all.end().max(other.end()));
         }
-        self.failures.insert(all, message);
+        self.failures.insert(all, reason);
     }
 
     /// `range` has been copied after all.
@@ -192,7 +222,11 @@ impl FailedRanges {
     }
 
     pub(in crate::machine) fn to_vec(&self) -> Vec<GivenUp> {
-        self.failures.iter().map(|(range, message)| GivenUp { range, message: message.clone() }).collect()
+        let entry = |(range, reason): (ByteRange, &Reason)| {
+            let Reason { message, os_error } = reason.clone();
+            GivenUp { range, message, os_error }
+        };
+        self.failures.iter().map(entry).collect()
     }
 }
 
@@ -249,14 +283,26 @@ mod tests {
         assert_eq!(retries.first_overlap(ByteRange::new(0, 1 << 20)).unwrap().range, ByteRange::new(0, 4096));
     }
 
+    fn reason() -> Reason {
+        Reason::from(&block::Error::io("read", io::Error::from_raw_os_error(5)))
+    }
+
+    #[test]
+    fn a_reason_has_the_number_of_the_system() {
+        let read = block::Error::io("read", io::Error::from_raw_os_error(28));
+        let below = block::Error::new(block::ErrorKind::Io, "write").caused_by(SourceFailed(read));
+        assert_eq!(Reason::from(&below).os_error, Some(28));
+        assert_eq!(Reason::from(&block::Error::new(block::ErrorKind::Io, "write")).os_error, None);
+    }
+
     #[test]
     fn failed_neighbours_merge_and_a_late_copy_removes_them() {
         let mut list = FailedRanges::default();
-        list.insert(ByteRange::new(0, 4), "a".into());
-        list.insert(ByteRange::new(8, 12), "b".into());
-        list.insert(ByteRange::new(4, 8), "c".into());
+        list.insert(ByteRange::new(0, 4), reason());
+        list.insert(ByteRange::new(8, 12), reason());
+        list.insert(ByteRange::new(4, 8), reason());
         assert_eq!(ranges(&list), [(0, 12)]);
-        list.insert(ByteRange::new(2, 6), "again".into());
+        list.insert(ByteRange::new(2, 6), reason());
         assert_eq!((ranges(&list), list.bytes()), (vec![(0, 12)], 12));
         list.remove(ByteRange::new(3, 5));
         assert_eq!((ranges(&list), list.bytes()), (vec![(0, 3), (5, 12)], 10));

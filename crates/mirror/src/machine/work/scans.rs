@@ -45,7 +45,7 @@ impl WorkTracker {
         // Before the scan looks, hence before anything is read.
         self.dirty.clear(range.start()..range.end());
         let untouched = first_pass && !self.target_written;
-        Some((Work::Scan { range, first_pass, untouched }, tries))
+        Some((Work::Scan { range, first_pass, untouched, by_block: false }, tries))
     }
 
     fn next_scan(
