@@ -69,6 +69,7 @@ pub struct Rebase {
     header_only: bool,
     unchecked: bool,
     compress: bool,
+    allocate_zeros: bool,
     access: OpenOptions,
     backing_access: OpenOptions,
     allowed: AllowedReferences,
@@ -83,6 +84,7 @@ impl Rebase {
             header_only: false,
             unchecked: false,
             compress: false,
+            allocate_zeros: false,
             access: OpenOptions::new(),
             backing_access: OpenOptions::new(),
             allowed: AllowedReferences::new(),
@@ -116,6 +118,15 @@ impl Rebase {
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
         self.compress = compress;
+        self
+    }
+
+    /// Writes zeros that the image shows of its old backing file as data, as QEMU does; otherwise the image
+    /// says that they are zeros. What is [compressed](Self::compress) does not, nor what lies past the end of
+    /// the old backing file.
+    #[must_use]
+    pub fn allocate_zeros(mut self, allocate: bool) -> Self {
+        self.allocate_zeros = allocate;
         self
     }
 
@@ -218,6 +229,17 @@ impl Rebase {
     }
 }
 
+/// How the image gets what it lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// Data as data, zeros by its own statement.
+    Plain,
+    /// Data and zeros as data.
+    AllocateZeros,
+    /// Data compressed, zeros by its own statement.
+    Compress,
+}
+
 /// A rebase whose files are open. Nothing has changed.
 #[derive(Debug)]
 pub struct OpenRebase {
@@ -256,7 +278,12 @@ impl OpenRebase {
         }
         let shared = new.as_ref().and_then(|new| image.depth_of(new));
         let base = new.zip(name).map(|(new, name)| Base { device: Arc::clone(new.device()), name, format });
-        RebaseJob::start_with(qcow2, base, shared, rebase.compress, JobOptions::default())
+        let way = match rebase.allocate_zeros {
+            _ if rebase.compress => Way::Compress,
+            true => Way::AllocateZeros,
+            false => Way::Plain,
+        };
+        RebaseJob::start_with(qcow2, base, shared, way, JobOptions::default())
     }
 }
 
@@ -281,7 +308,7 @@ impl RebaseJob {
         shared: Option<u32>,
         options: JobOptions,
     ) -> Result<Self, Error> {
-        Self::start_with(image, new, shared, false, options)
+        Self::start_with(image, new, shared, Way::Plain, options)
     }
 
     /// The same with data stored compressed.
@@ -294,14 +321,14 @@ impl RebaseJob {
         shared: Option<u32>,
         options: JobOptions,
     ) -> Result<Self, Error> {
-        Self::start_with(image, new, shared, true, options)
+        Self::start_with(image, new, shared, Way::Compress, options)
     }
 
     fn start_with(
         image: Arc<Qcow2>,
         new: Option<Base>,
         shared: Option<u32>,
-        compress: bool,
+        way: Way,
         options: JobOptions,
     ) -> Result<Self, Error> {
         if !image.geometry().writable {
@@ -310,11 +337,14 @@ impl RebaseJob {
         if shared == Some(0) {
             return Err(Error::NoLayers { layers: 0 });
         }
-        let filter = compress.then(|| CompressFilter::new(Arc::clone(&image)));
+        let filter = (way == Way::Compress).then(|| CompressFilter::new(Arc::clone(&image)));
         let filter = filter.transpose().map_err(Error::Write)?;
+        let old_len = image.backing().filter(|_| way == Way::AllocateZeros).map_or(0, |old| old.len());
         let len = image.len();
         let work = move |worker: &mut Worker| {
-            Pass::new(&*image, filter.as_ref(), new.as_ref().map(|new| &*new.device), shared).run(worker)?;
+            Pass::new(&*image, filter.as_ref(), new.as_ref().map(|new| &*new.device), shared)
+                .allocate_zeros_below(old_len)
+                .run(worker)?;
             worker.last_step()?;
             Base::relink(new.as_ref(), &image)?;
             let stored = image.store_bitmaps();

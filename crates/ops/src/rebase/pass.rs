@@ -36,6 +36,8 @@ pub(super) struct Pass<'a> {
     new: Option<&'a dyn BlockDevice>,
     /// The depth in the image's chain from which on both chains are the same files.
     shared: Option<u32>,
+    /// Zeros below this offset become data.
+    data_below: u64,
     unit: u64,
     old: Vec<u8>,
     other: Vec<u8>,
@@ -57,7 +59,13 @@ impl<'a> Pass<'a> {
         let geometry = image.geometry();
         let subcluster = geometry.subcluster_size.filter(|_| compress.is_none());
         let unit = subcluster.or(geometry.cluster_size).unwrap_or(SECTOR).max(SECTOR);
-        Self { image, compress, new, shared, unit, old: Vec::new(), other: Vec::new() }
+        Self { image, compress, new, shared, data_below: 0, unit, old: Vec::new(), other: Vec::new() }
+    }
+
+    /// Zeros that the image shows below `offset` become data of it.
+    pub(super) fn allocate_zeros_below(mut self, offset: u64) -> Self {
+        self.data_below = offset;
+        self
     }
 
     pub(super) fn run(&mut self, worker: &mut Worker) -> Result<(), Error> {
@@ -144,7 +152,7 @@ impl<'a> Pass<'a> {
             let range = ByteRange::at(piece.start() + run.start as u64, run.len() as u64);
             let done = match change {
                 Change::Nothing => continue,
-                Change::Zero => self.image.write_zeroes(range, ZeroFlags::MAY_UNMAP | ZeroFlags::EXPLICIT),
+                Change::Zero => self.zero(range, &self.old[run]),
                 Change::Data => self.write(&self.old[run], range.start()),
             };
             done.map_err(|error| (Operation::Write, error))?;
@@ -155,6 +163,19 @@ impl<'a> Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// Makes `range` zeros of the image; `zeros` are as many.
+    fn zero(&self, range: ByteRange, zeros: &[u8]) -> Result<(), BlockError> {
+        let data = range.intersect(ByteRange::new(0, self.data_below));
+        if !data.is_empty() {
+            self.write(&zeros[..data.len() as usize], data.start())?;
+        }
+        let rest = ByteRange::new(range.start() + data.len(), range.end());
+        if rest.is_empty() {
+            return Ok(());
+        }
+        self.image.write_zeroes(rest, ZeroFlags::MAY_UNMAP | ZeroFlags::EXPLICIT)
+    }
+
     fn write(&self, bytes: &[u8], offset: u64) -> Result<(), BlockError> {
         match self.compress {
             Some(compress) => compress.write_at(bytes, offset, WriteFlags::NONE),

@@ -3,7 +3,7 @@
 use blockmirror_block::testing::{
     CrashPoint, Fault, FaultDisk, FaultStorage, Faults, MemoryDisk, MemoryStorage, OpKind, RecordingStorage,
 };
-use blockmirror_block::{ByteRange, ErrorKind, WriteFlags, ZeroFlags};
+use blockmirror_block::{ByteRange, ErrorKind, Extent, ExtentKind, Visit, WriteFlags, ZeroFlags};
 use blockmirror_image::Format;
 use blockmirror_qcow2::{CreateOptions, OpenOptions as Qcow2Options, Version};
 
@@ -221,4 +221,31 @@ fn a_rebase_that_is_cancelled_leaves_the_image_on_its_old_backing_file() {
     drop(image);
     let (name, found) = read(storage.snapshot(), &old, Some(&new));
     assert!(name.as_deref() == Some("old") && found == want);
+}
+
+/// Where the old file shows zeros, the image gets them as data if it is to; past its end it never does.
+#[test]
+fn zeros_of_the_old_file_are_data_if_they_are_to_be() {
+    let old: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::new(LEN / 2));
+    let new: Arc<dyn BlockDevice> = Arc::new(MemoryDisk::with_contents(&vec![0x77; LEN as usize]));
+    for (way, kind) in [(Way::AllocateZeros, ExtentKind::Data), (Way::Plain, ExtentKind::Zero)] {
+        let storage = Arc::new(MemoryStorage::with_contents(&overlay(KINDS[0], &old)));
+        let open = Qcow2Options::new().writable(true).backing(Arc::clone(&old));
+        let image = Arc::new(open.open(storage).unwrap());
+        let want = contents(&*image);
+        let copy = Arc::clone(&image);
+        let job = RebaseJob::start_with(copy, Some(base(&new)), None, way, JobOptions::default());
+        job.unwrap().wait().unwrap();
+        assert!(contents(&*image) == want, "{way:?}");
+        let kind_at = |at| {
+            let mut found = None;
+            let visit = &mut |extent: Extent| {
+                found = Some(extent.kind);
+                Visit::Break(())
+            };
+            image.extents(ByteRange::at(at, 512), visit).unwrap();
+            found.unwrap()
+        };
+        assert_eq!((kind_at(0), kind_at(LEN - 512)), (kind, ExtentKind::Zero), "{way:?}");
+    }
 }
