@@ -1,7 +1,5 @@
 //! `blockmirror check`.
 
-use std::io::Write as _;
-
 use blockmirror_block::{ErrorKind, Visit};
 use blockmirror_image::{
     CheckObserver, CheckReport, FileId, Finding, LockMode, Mending, OpenOptions, Repair, Severity, check,
@@ -96,13 +94,6 @@ struct Watcher<'a, 'c> {
     more: u64,
 }
 
-impl Watcher<'_, '_> {
-    /// What was found counts in the figures, too: that it cannot be written is no failure.
-    fn say(&mut self, text: &str) {
-        let _ = self.console.err.write_all(text.as_bytes()).and_then(|()| self.console.err.flush());
-    }
-}
-
 impl CheckObserver for Watcher<'_, '_> {
     fn found(&mut self, finding: &Finding, times: u64) {
         let is_flag = matches!(finding, Finding::CopiedWrong { .. });
@@ -113,7 +104,7 @@ impl CheckObserver for Watcher<'_, '_> {
             mend => mend,
         };
         if let Some(text) = self.console.voice.finding(finding, times, mend) {
-            self.say(&text);
+            self.console.say(&text);
         } else if self.found.len() == MOST {
             self.more += times;
         } else {
@@ -124,7 +115,7 @@ impl CheckObserver for Watcher<'_, '_> {
 
     fn mending(&mut self, mending: &Mending) {
         if let Some(text) = self.console.voice.mending(mending) {
-            self.say(&text);
+            self.console.say(&text);
         }
     }
 

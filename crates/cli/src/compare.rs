@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use blockmirror_block::Visit;
-use blockmirror_image::{CompareOptions, Difference, Format, Image, NodeOptions, compare};
+use blockmirror_image::{CompareError, CompareOptions, Difference, Format, Image, NodeOptions, compare};
 use serde_json::json;
 
 use crate::args::{CompareArgs, Output};
@@ -11,7 +11,7 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
-use crate::{json, lock_policy};
+use crate::{json, lock_policy, qemu_words};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     // 1 says that the images differ, so what fails says 2.
@@ -40,7 +40,13 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
         if stopped { Visit::Break(()) } else { Visit::Continue(()) }
     });
     meter.finish(console);
-    let found = found?;
+    let found = match found {
+        Ok(found) => found,
+        Err(error) => {
+            let past_shorter = a.len() != b.len() && error.offset >= a.len().min(b.len());
+            return Err(failed(console, args, error, past_shorter));
+        }
+    };
     if stopped {
         return Err(Failure::failed("compare: interrupted").exit(interrupt.exit()));
     }
@@ -52,6 +58,27 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
         })?;
     }
     Ok(if differ { Exit::Failed } else { Exit::Done })
+}
+
+/// The failure of a comparison, behind the end of the shorter disk if `past_shorter`.
+fn failed(console: &mut Console<'_>, args: &CompareArgs, error: CompareError, past_shorter: bool) -> Failure {
+    let name = if error.is_second { &args.typed.1 } else { &args.typed.0 }.display();
+    let (exit, words) = if error.is_read {
+        let why = qemu_words::reason(&error.cause);
+        (Exit::NotRead, format!("Error while reading offset {} of {name}: {why}", error.offset))
+    } else {
+        (Exit::NotMapped, format!("Sector allocation test failed for {name}"))
+    };
+    let failure = Failure::from(error.cause).in_qemu(words).exit(exit);
+    let after = console.voice.after_failed_compare(past_shorter);
+    if after.is_empty() || args.progress.quiet {
+        return failure;
+    }
+    if let Some(message) = console.voice.failure(failure) {
+        console.complain(message);
+    }
+    console.report(after);
+    Failure { exit, message: None, in_qemu: None }
 }
 
 fn open(path: &Path, node: &NodeOptions, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {

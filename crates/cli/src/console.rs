@@ -108,6 +108,11 @@ impl<'a> Console<'a> {
         }
     }
 
+    /// Writes `text` for people as it is. A failure is ignored, as of [`complain`](Self::complain).
+    pub(crate) fn say(&mut self, text: &str) {
+        let _ = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
+    }
+
     /// Writes one line for people. A failure is ignored: there is no other place to report it.
     pub(crate) fn complain(&mut self, what: impl Display) {
         let (program, text) = (self.voice.program(), self.voice.shown(&what.to_string()));

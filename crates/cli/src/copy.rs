@@ -160,6 +160,7 @@ fn with_settings(
     let parsed = parsed.map_err(|failure| failure.named_in_qemu(&args.target))?;
     let Some(mut settings) = parsed else { return Ok(None) };
     settings.allocated_as_qemu = args.existing.allocated_as_qemu;
+    settings.blank_data_file = args.existing.blank_data_file;
     set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-B")?;
     set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;
     Ok(Some(convert.target_format(format).settings(settings)))

@@ -27,6 +27,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
     console.keep_out_of(FileId::of(path));
     let mut settings = settings;
     settings.allocated_as_qemu = args.existing.allocated_as_qemu;
+    settings.blank_data_file = args.existing.blank_data_file;
     set_once(&mut settings.size, args.size, "size", "the size")?;
     set_once(&mut settings.backing_file, args.backing.clone(), "backing_file", "-b")?;
     set_once(&mut settings.backing_format, args.backing_format, "backing_fmt", "-F")?;

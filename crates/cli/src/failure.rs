@@ -19,6 +19,10 @@ pub(crate) enum Exit {
     Usage,
     /// Of `compare`: the images could not be compared.
     NotCompared,
+    /// The same: one was not read.
+    NotRead,
+    /// The same: one did not say where it has data.
+    NotMapped,
     /// Done, except for ranges that were given up.
     Incomplete,
     /// Of `check`: the image is corrupt.
@@ -40,7 +44,7 @@ impl Exit {
         match self {
             Self::Done => 0,
             Self::Failed => 1,
-            Self::Usage | Self::NotCompared | Self::Corrupt => 2,
+            Self::Usage | Self::NotCompared | Self::NotRead | Self::NotMapped | Self::Corrupt => 2,
             Self::Incomplete | Self::Leaks => 3,
             Self::Resumable => 6,
             Self::NoChecks => 63,

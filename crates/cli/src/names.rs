@@ -35,6 +35,7 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
         }
         Command::Compare(args) => {
             let options = args.access.image_opts;
+            args.typed = (args.first.clone(), args.second.clone());
             image(&mut args.first, &mut args.nodes.0, &mut args.first_format, options, "-f")?;
             image(&mut args.second, &mut args.nodes.1, &mut args.second_format, options, "-F")
         }

@@ -37,6 +37,13 @@ pub(crate) fn is_missing_snapshot(error: &Error) -> bool {
     matches!(cause.and_then(|cause| cause.downcast_ref()), Some(Qcow2Error::NoSnapshot { .. }))
 }
 
+/// Why the clusters of a snapshot leak that was deleted, if that is what `error` says.
+pub(crate) fn leak_of_snapshot(error: &Error) -> Option<String> {
+    let cause = error.device_error()?.cause()?.downcast_ref()?;
+    let Qcow2Error::SnapshotLeaks { cause } = cause else { return None };
+    Some(reason(cause))
+}
+
 /// An error of an open image, or of its file.
 pub(crate) fn of_disk(error: &DiskError) -> Option<String> {
     let name = error.name()?;
@@ -158,6 +165,11 @@ pub(crate) fn inconsistent_bitmap(name: &str) -> String {
         "Cannot copy inconsistent bitmap '{name}'\n\
          Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to delete it"
     )
+}
+
+/// What the system says of `error`, or all of it where the system has said nothing.
+pub(crate) fn reason(error: &DiskError) -> String {
+    error.cause().and_then(|cause| cause.downcast_ref()).map_or_else(|| error.to_string(), system_text)
 }
 
 /// What the system says went wrong, without its number.

@@ -28,6 +28,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &RebaseArgs) -> Outcome {
         .header_only(args.header_only)
         .unchecked(args.unchecked)
         .compress(args.compress)
+        .allocate_zeros(args.allocate_zeros)
         .access(access(&args.chain).cache(args.cache))
         .backing_access(access(&args.chain).claim(false).lock(lock).cache(args.backing_cache))
         .allow(lock_policy::allowed_of_chain(&args.chain)?);

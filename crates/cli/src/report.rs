@@ -35,8 +35,7 @@ pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &Con
         ));
     }
     let given_up = &outcome.copy.given_up;
-    for range in given_up {
-        let line = console.voice.failed_range(&args.target, range);
+    for line in console.voice.failed_ranges(&args.target, given_up, &outcome.copy.unmapped) {
         console.complain(line);
     }
     if args.output.output == Output::Json {

@@ -39,6 +39,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &SnapshotArgs) -> Outcome {
     } else if let Some(name) = &args.delete {
         console.keep_out_of(FileId::of(&args.file));
         let deleted = delete_snapshot(&args.file, &options, &SnapshotRef::Name(name.clone()));
+        if let Err(error) = &deleted
+            && let Some(why) = qemu_words::leak_of_snapshot(error)
+        {
+            console.say(&console.voice.not_freed(&why));
+        }
         ("deleted", deleted.map_err(|error| failure("delete", name, error))?)
     } else {
         let mut text = String::new();
@@ -61,6 +66,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &SnapshotArgs) -> Outcome {
 fn failure(verb: &str, name: &str, error: Error) -> Failure {
     let is_missing = qemu_words::is_missing_snapshot(&error);
     let is_full = error.device_error().is_some_and(|error| error.kind() == ErrorKind::LimitExceeded);
+    if let Some(why) = qemu_words::leak_of_snapshot(&error) {
+        return Failure::failed(format_args!("{error}; check -r leaks frees them")).in_qemu(format_args!(
+            "Could not delete snapshot '{name}': Failed to free the cluster and L1 table: {why}"
+        ));
+    }
     let why = match (verb, &error) {
         ("delete", Error::NoSnapshots { .. }) => "snapshot not found",
         ("delete", _) if is_missing => "snapshot not found",

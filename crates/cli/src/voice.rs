@@ -75,8 +75,9 @@ pub(crate) trait Voice: Sync {
     /// A copy begins.
     fn copying(&self, granularity: GranularityChoice) -> String;
 
-    /// A copy lacks a range.
-    fn failed_range(&self, target: &Path, range: &GivenUp) -> String;
+    /// A copy lacks the ranges `failed`; where the source did not say what it holds, at `unmapped`, it was
+    /// read.
+    fn failed_ranges(&self, target: &Path, failed: &[GivenUp], unmapped: &[GivenUp]) -> Vec<String>;
 
     /// A bitmap is not copied: it is inconsistent.
     fn skipped_bitmap(&self, name: &str) -> String;
@@ -92,6 +93,14 @@ pub(crate) trait Voice: Sync {
 
     /// A check has ended.
     fn checked(&self, checked: &ImageCheck, findings: &[String], more: u64) -> String;
+
+    /// What is written on the standard output after the failure of a comparison; `past_shorter`: behind the
+    /// end of the shorter disk.
+    fn after_failed_compare(&self, past_shorter: bool) -> &'static str;
+
+    /// The clusters of a deleted snapshot could not be freed, for the reason `why`; this is written before
+    /// the failure.
+    fn not_freed(&self, why: &str) -> String;
 
     /// A command has done `what`; `own` is what our own voice says of it.
     fn finished(&self, what: Finished, own: String) -> String;

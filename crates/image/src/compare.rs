@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use blockmirror_block::{BlockDevice, ByteRange, Error, Extent, ExtentKind, QueryBudget, Visit, zero};
+use thiserror::Error as ThisError;
 
 /// What two disks differ in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,27 @@ pub enum Difference {
         /// Start of the sector.
         offset: u64,
     },
+}
+
+/// Which of the two disks failed, and in what.
+#[derive(Debug, ThisError)]
+#[error("{cause}")]
+#[non_exhaustive]
+pub struct CompareError {
+    /// What failed.
+    pub cause: Error,
+    /// It is the second disk.
+    pub is_second: bool,
+    /// It was read; otherwise it was asked for its extents.
+    pub is_read: bool,
+    /// Where that began.
+    pub offset: u64,
+}
+
+impl From<CompareError> for Error {
+    fn from(error: CompareError) -> Self {
+        error.cause
+    }
 }
 
 /// How much is compared, and how.
@@ -52,19 +74,19 @@ const BATCH: usize = 4096;
 /// Returns the first difference, or `None` if there is none (or `progress` stopped it).
 ///
 /// # Errors
-/// What the devices report.
+/// What the devices report, and which of them.
 pub fn compare(
     a: &dyn BlockDevice,
     b: &dyn BlockDevice,
     options: CompareOptions,
     progress: &mut dyn FnMut(u64) -> Visit,
-) -> Result<Option<Difference>, Error> {
+) -> Result<Option<Difference>, CompareError> {
     if options.strict && a.len() != b.len() {
         return Ok(Some(Difference::Length));
     }
     let common = a.len().min(b.len());
-    let mut left = Side::new(a, ByteRange::new(0, common));
-    let mut right = Side::new(b, ByteRange::new(0, common));
+    let mut left = Side::new(a, false, ByteRange::new(0, common));
+    let mut right = Side::new(b, true, ByteRange::new(0, common));
     let mut at = 0;
     while at < common {
         let (x, y) = (left.extent_at(at)?, right.extent_at(at)?);
@@ -92,8 +114,8 @@ pub fn compare(
         }
         at = run.end();
     }
-    let longer = if a.len() > b.len() { a } else { b };
-    let mut rest = Side::new(longer, ByteRange::new(common, longer.len()));
+    let (longer, is_second) = if a.len() > b.len() { (a, false) } else { (b, true) };
+    let mut rest = Side::new(longer, is_second, ByteRange::new(common, longer.len()));
     while at < longer.len() {
         let extent = rest.extent_at(at)?;
         let run = ByteRange::new(at, extent.end);
@@ -145,29 +167,35 @@ impl Known {
 /// One of the two disks: its extents, fetched in batches, and a buffer.
 struct Side<'a> {
     device: &'a dyn BlockDevice,
+    is_second: bool,
     range: ByteRange,
     fetched: VecDeque<Extent>,
     buffer: Vec<u8>,
 }
 
 impl<'a> Side<'a> {
-    fn new(device: &'a dyn BlockDevice, range: ByteRange) -> Self {
-        Self { device, range, fetched: VecDeque::new(), buffer: Vec::new() }
+    fn new(device: &'a dyn BlockDevice, is_second: bool, range: ByteRange) -> Self {
+        Self { device, is_second, range, fetched: VecDeque::new(), buffer: Vec::new() }
+    }
+
+    fn failed(&self, is_read: bool, offset: u64, cause: Error) -> CompareError {
+        CompareError { cause, is_second: self.is_second, is_read, offset }
     }
 
     /// The extent that holds `at`. Offsets only grow from call to call.
-    fn extent_at(&mut self, at: u64) -> Result<Known, Error> {
+    fn extent_at(&mut self, at: u64) -> Result<Known, CompareError> {
         while self.fetched.front().is_some_and(|extent| extent.range.end() <= at) {
             self.fetched.pop_front();
         }
         if self.fetched.is_empty() {
             let fetched = &mut self.fetched;
             let mut budget = QueryBudget::new();
-            self.device.extents(ByteRange::new(at, self.range.end()), &mut |extent| {
+            let asked = self.device.extents(ByteRange::new(at, self.range.end()), &mut |extent| {
                 let spent = budget.spend(&extent);
                 fetched.push_back(extent);
                 if fetched.len() < BATCH { spent } else { Visit::Break(()) }
-            })?;
+            });
+            asked.map_err(|cause| self.failed(false, at, cause))?;
         }
         // A device that reports nothing has broken its contract; reading tells the truth.
         let nothing = Known { end: self.range.end(), kind: ExtentKind::Data, stored: (false, false, false) };
@@ -178,14 +206,15 @@ impl<'a> Side<'a> {
         }))
     }
 
-    fn read(&mut self, piece: ByteRange) -> Result<&[u8], Error> {
+    fn read(&mut self, piece: ByteRange) -> Result<&[u8], CompareError> {
         // A piece is at most BUFFER bytes.
         self.buffer.resize(piece.len() as usize, 0);
-        self.device.read_at(&mut self.buffer, piece.start())?;
+        let read = self.device.read_at(&mut self.buffer, piece.start());
+        read.map_err(|cause| self.failed(true, piece.start(), cause))?;
         Ok(&self.buffer)
     }
 
-    fn first_not_zero(&mut self, piece: ByteRange) -> Result<Option<u64>, Error> {
+    fn first_not_zero(&mut self, piece: ByteRange) -> Result<Option<u64>, CompareError> {
         let bytes = self.read(piece)?;
         if zero::is_zero(bytes) {
             return Ok(None);

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use blockmirror_block::{ByteRange, Storage};
-use blockmirror_file::{Decision, FileStorage, InPlace, LockMode, TargetOptions};
+use blockmirror_file::{Decision, FileOptions, FileStorage, InPlace, LockMode, TargetOptions};
 use blockmirror_qcow2::Preallocation;
 use blockmirror_raw::SECTOR;
 
+use crate::blank::is_blank;
 use crate::cache::CacheMode;
 use crate::chain::{self, Spot};
 use crate::disk_image::Image;
@@ -248,6 +249,7 @@ impl CreateSpec {
             Ok(Decision::InPlace(InPlace::BlockDevice)) => {
                 Target::prepare(data, self.target, &self.access)?.discard();
             }
+            Ok(_) if self.settings.blank_data_file && is_blank_file(data)? => return Ok(()),
             Ok(_) | Err(Error::TargetUnclear { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -258,10 +260,21 @@ impl CreateSpec {
     /// is kept, too.
     fn prepare_data(&self, image: &Path, data: &Path) -> Result<Target> {
         let target = Target::prepare(data, self.target, &self.access)?;
-        if self.replace_data_file || target.loses_nothing() {
+        if self.replace_data_file || target.loses_nothing() || self.loses_zeros(&target, data)? {
             return Ok(target);
         }
         Err(Error::DataFileExists { path: data.to_owned(), image: image.to_owned() })
+    }
+
+    /// Whether the file `data`, which `target` overwrites or replaces, holds zeros and may be lost.
+    fn loses_zeros(&self, target: &Target, data: &Path) -> Result<bool> {
+        match target.in_place() {
+            _ if !self.settings.blank_data_file => Ok(false),
+            Some(InPlace::BlockDevice) => Ok(false),
+            // It is open, and locked.
+            Some(_) => is_blank(&*target.storage()),
+            None => is_blank_file(data),
+        }
     }
 
     /// Fails if the files cannot become as long as they must, or have no room for what is preallocated,
@@ -518,6 +531,11 @@ impl NewImage {
         take_names(&mut targets).map_err(|error| error.incomplete_if(lost))?;
         targets.iter().try_for_each(Target::sync_name)
     }
+}
+
+/// Whether the file `path` holds nothing but zeros.
+fn is_blank_file(path: &Path) -> Result<bool> {
+    is_blank(&FileOptions::new().lock(LockMode::Off).open(path)?)
 }
 
 /// Makes all of `targets` durable and gives them their names; a name that was free is so again if one fails.

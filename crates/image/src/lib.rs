@@ -44,6 +44,7 @@
 mod allowed;
 mod amend;
 mod bitmap;
+mod blank;
 mod cache;
 mod chain;
 mod check;
@@ -89,7 +90,7 @@ pub use cache::{CacheMode, UnknownCacheMode};
 pub use chain::check_backing;
 pub use check::{ImageCheck, check, repair};
 pub use commit_base::CommitBase;
-pub use compare::{CompareOptions, Difference, compare};
+pub use compare::{CompareError, CompareOptions, Difference, compare};
 pub use create::{CreateSpec, NewImage, PreparedImage};
 pub use disk_image::{Backing, CommitLayer, Image, Note};
 pub use error::{Error, Result};

@@ -29,6 +29,10 @@ pub struct CreateSettings {
     /// QEMU finds out how direct I/O has to be aligned, and whole clusters of a qcow2 image's header and
     /// refcounts.
     pub allocated_as_qemu: bool,
+    /// Takes a data file that is there already if it holds nothing but zeros: nothing is lost with it then.
+    /// One with more than 1 GiB of data is not looked at to its end, and refused like one that holds
+    /// something.
+    pub blank_data_file: bool,
     /// What only qcow2 looks at: names of its table, each with a value of its kind.
     others: Vec<(&'static str, OptionValue)>,
 }

@@ -114,6 +114,10 @@ pub(crate) struct RebaseArgs {
     #[arg(skip)]
     pub(crate) unchecked: bool,
 
+    /// Zeros that the old backing file shows become data of the image.
+    #[arg(skip)]
+    pub(crate) allocate_zeros: bool,
+
     /// Store the data that is copied into the image compressed; with -u none is
     #[arg(short = 'c', long)]
     pub(crate) compress: bool,

@@ -113,6 +113,10 @@ pub(crate) struct CompareArgs {
     /// The second image
     pub(crate) second: PathBuf,
 
+    /// The names `first` and `second` as they were typed.
+    #[arg(skip)]
+    pub(crate) typed: (PathBuf, PathBuf),
+
     /// What the names `first` and `second` say besides path and format.
     #[arg(skip)]
     pub(crate) nodes: (NodeOptions, NodeOptions),

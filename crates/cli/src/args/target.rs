@@ -23,6 +23,10 @@ pub(crate) struct TargetArgs {
     #[arg(skip)]
     pub(crate) allocated_as_qemu: bool,
 
+    /// An existing data file that holds nothing but zeros is taken.
+    #[arg(skip)]
+    pub(crate) blank_data_file: bool,
+
     /// Write to a block device that is mounted or in use; overwrite an existing data file (`-o data_file`)
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) force: bool,

@@ -112,9 +112,12 @@ impl Voice for Own {
         format!("granularity: {granularity}\n")
     }
 
-    fn failed_range(&self, target: &Path, range: &GivenUp) -> String {
-        let (start, end) = (range.range.start(), range.range.end());
-        format!("failed range: {}: bytes {start} to {end}: {}", target.display(), range.message)
+    fn failed_ranges(&self, target: &Path, failed: &[GivenUp], _: &[GivenUp]) -> Vec<String> {
+        let line = |range: &GivenUp| {
+            let (start, end) = (range.range.start(), range.range.end());
+            format!("failed range: {}: bytes {start} to {end}: {}", target.display(), range.message)
+        };
+        failed.iter().map(line).collect()
     }
 
     fn skipped_bitmap(&self, name: &str) -> String {
@@ -135,6 +138,14 @@ impl Voice for Own {
 
     fn checked(&self, checked: &ImageCheck, findings: &[String], more: u64) -> String {
         findings::verdict(checked, findings, more)
+    }
+
+    fn after_failed_compare(&self, _: bool) -> &'static str {
+        ""
+    }
+
+    fn not_freed(&self, _: &str) -> String {
+        String::new()
     }
 
     fn finished(&self, _: Finished, own: String) -> String {

@@ -7,6 +7,7 @@ mod definition;
 mod findings;
 mod formatting;
 mod help;
+mod salvage;
 mod usage;
 
 use std::ffi::OsString;
@@ -43,6 +44,8 @@ impl Voice for QemuImg {
             Exit::Usage => Exit::Failed.code(),
             // What `--salvage` lost is no failure.
             Exit::Incomplete => Exit::Done.code(),
+            Exit::NotMapped => 3,
+            Exit::NotRead => 4,
             exit => exit.code(),
         }
     }
@@ -87,8 +90,8 @@ impl Voice for QemuImg {
         String::new()
     }
 
-    fn failed_range(&self, _: &Path, range: &GivenUp) -> String {
-        format!("warning: error while reading offset {}: {}", range.range.start(), range.message)
+    fn failed_ranges(&self, _: &Path, failed: &[GivenUp], unmapped: &[GivenUp]) -> Vec<String> {
+        salvage::lines(failed, unmapped)
     }
 
     fn skipped_bitmap(&self, name: &str) -> String {
@@ -109,6 +112,14 @@ impl Voice for QemuImg {
 
     fn checked(&self, checked: &ImageCheck, _: &[String], _: u64) -> String {
         findings::verdict(&checked.report)
+    }
+
+    fn after_failed_compare(&self, past_shorter: bool) -> &'static str {
+        if past_shorter { "Warning: Image size mismatch!\n" } else { "" }
+    }
+
+    fn not_freed(&self, why: &str) -> String {
+        format!("qcow2_free_clusters failed: {why}\n")
     }
 
     fn finished(&self, what: Finished, _: String) -> String {

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 mod repairs;
+mod steps;
 mod twins;
 mod words;
 

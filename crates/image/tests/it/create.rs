@@ -323,3 +323,27 @@ fn a_data_file_that_appears_meanwhile_is_kept() {
         maker.join().unwrap();
     });
 }
+
+#[test]
+fn a_data_file_of_zeros_is_taken_if_it_may_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, data) = (dir.path().join("image"), dir.path().join("data"));
+    let refused = spec(Format::Qcow2, 1 << 20, "data_file=data");
+    let mut settings = CreateSettings::default();
+    settings.parse(Format::Qcow2, "data_file=data").unwrap();
+    settings.blank_data_file = true;
+    let taken = CreateSpec::new(Format::Qcow2, 1 << 20, settings);
+    for old in [vec![], vec![0; 3 << 20]] {
+        fs::write(&data, &old).unwrap();
+        let made = NewImage::create(&image, &refused).map(drop);
+        assert!(matches!(made, Err(Error::DataFileExists { .. })), "{made:?}");
+        NewImage::create(&image, &taken).unwrap().persist().unwrap();
+        assert_eq!(fs::metadata(&data).unwrap().len(), 1 << 20);
+    }
+    let mut old = vec![0; 3 << 20];
+    old[(2 << 20) + 5] = 1;
+    fs::write(&data, &old).unwrap();
+    let made = NewImage::create(&image, &taken).map(drop);
+    assert!(matches!(made, Err(Error::DataFileExists { .. })), "{made:?}");
+    assert_eq!(fs::read(&data).unwrap(), old);
+}

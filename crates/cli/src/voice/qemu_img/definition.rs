@@ -74,6 +74,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
             copy.existing.or_in_place = true;
             copy.checkpoint.only_if_named = true;
             copy.existing.allocated_as_qemu = true;
+            copy.existing.blank_data_file = true;
             if copy.no_create {
                 copy.target_format.get_or_insert(Format::Raw);
             }
@@ -81,11 +82,15 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Create(args) => {
             args.existing.or_in_place = true;
             args.existing.allocated_as_qemu = true;
+            args.existing.blank_data_file = true;
         }
         Command::Dd(args) => args.existing.or_in_place = true,
         Command::Info(args) => args.locks = true,
         Command::Map(args) => args.holes_if_preallocated = true,
-        Command::Rebase(args) => args.unchecked = true,
+        Command::Rebase(args) => {
+            args.unchecked = true;
+            args.allocate_zeros = true;
+        }
         Command::Mirror(_) => return Err(unknown("mirror")),
         Command::Hash(_) => return Err(unknown("hash")),
         Command::Daemon(_) => return Err(unknown("daemon")),
