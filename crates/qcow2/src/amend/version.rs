@@ -1,9 +1,9 @@
 //! Another version of the format.
 //!
-//! **From 2 to 3** only the header changes. **From 3 to 2** what version 2 cannot say goes first, durably:
-//! clusters that are marked as zero become unallocated where nothing lies below the image, and else clusters
-//! of zeros, past the end of the disk too, where VM state may lie; in version 3 that reads the same. Then the
-//! header changes.
+//! **From 2 to 3** only the header changes, once snapshots say how long their disk was, as version 3 wants.
+//! **From 3 to 2** what version 2 cannot say goes first, durably: clusters that are marked as zero become
+//! unallocated where nothing lies below the image, and else clusters of zeros, past the end of the disk too,
+//! where VM state may lie; in version 3 that reads the same. Then the header changes.
 
 use std::ops::Range;
 
@@ -34,6 +34,7 @@ const V2_REFCOUNT_ORDER: u32 = 4;
 impl Qcow2 {
     /// Makes version 2 version 3.
     pub(super) fn upgrade(&self) -> Result<()> {
+        self.complete_snapshots()?;
         let mut fixed = self.first_cluster()?[..V2_LENGTH].to_vec();
         BigEndian::write_u32(&mut fixed[VERSION], 3);
         fixed.resize(FULL_LENGTH, 0);

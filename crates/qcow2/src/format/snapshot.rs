@@ -13,6 +13,9 @@ use super::header::Header;
 use crate::error::{Error, Result};
 use crate::limits::{self, MIN_SNAPSHOT_ENTRY};
 
+/// Bytes of the extra data that is known: size of the VM state, length of the disk, instructions.
+const KNOWN_EXTRA: u32 = 24;
+
 const _: () = assert!(size_of::<RawSnapshot>() as u64 == MIN_SNAPSHOT_ENTRY);
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -111,6 +114,29 @@ pub(crate) fn encode(snapshot: &Snapshot) -> Vec<u8> {
     let mut entry = [raw.as_bytes(), extra.as_bytes(), id, name].concat();
     entry.resize(entry.len().next_multiple_of(8), 0);
     entry
+}
+
+/// `entry` with the extra data that version 3 wants, of a disk of `disk_size` bytes where it does not say how
+/// long that was, and with its padding. Other extra data stays.
+pub(crate) fn completed(entry: &[u8], disk_size: u64) -> Vec<u8> {
+    let mut out = match RawSnapshot::read_from_prefix(entry) {
+        Ok((raw, variable))
+            if raw.extra_data_size.get() < KNOWN_EXTRA && variable.len() >= Snapshot::variable_len(&raw) =>
+        {
+            let snapshot = Snapshot::parse(&raw, &variable[..Snapshot::variable_len(&raw)]);
+            let extra: [U64; 3] = [
+                U64::new(snapshot.vm_state_size),
+                U64::new(snapshot.disk_size.unwrap_or(disk_size)),
+                U64::new(snapshot.icount.unwrap_or(u64::MAX)),
+            ];
+            let strings = &variable[raw.extra_data_size.get() as usize..Snapshot::variable_len(&raw)];
+            let raw = RawSnapshot { extra_data_size: U32::new(KNOWN_EXTRA), ..raw };
+            [raw.as_bytes(), extra.as_bytes(), strings].concat()
+        }
+        _ => entry.to_vec(),
+    };
+    out.resize(out.len().next_multiple_of(8), 0);
+    out
 }
 
 /// An entry of the snapshot table as a repair keeps it.

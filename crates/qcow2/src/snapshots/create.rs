@@ -221,7 +221,7 @@ impl Qcow2 {
             // At most 32 MiB of table: it fits.
             l1_entries: active.len() as u32,
         };
-        let table = self.snapshot_table().and_then(|mut table| {
+        let table = self.snapshot_table(None).and_then(|(mut table, _)| {
             table.extend(encode(&snapshot));
             self.write_snapshot_table(table, existing.count + 1, stop)
         });

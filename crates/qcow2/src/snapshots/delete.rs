@@ -32,11 +32,7 @@ impl Qcow2 {
             self.check_references(&tables, stop)?;
             let active = L2Tables::of(ctx, self.meta.lock().l1())?;
 
-            let start = self.header().snapshots_offset;
-            let mut table = self.snapshot_table()?;
-            let old_len = table.len() as u64;
-            // Inside the table, which is at most 64 MiB.
-            table.drain((found.entry.start - start) as usize..(found.entry.end - start) as usize);
+            let (table, old_len) = self.snapshot_table(Some(&found.entry))?;
             let new = self.write_snapshot_table(table, self.header().snapshot_count - 1, stop)?;
             self.write_back().inspect_err(|error| self.give_back_snapshot_table(&new, error))?;
             self.use_snapshot_table(new, old_len)?;

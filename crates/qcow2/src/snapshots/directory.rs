@@ -1,14 +1,14 @@
 //! The snapshot table of an open image: found in it, and replaced as a whole.
 //!
-//! Entries are kept byte for byte, with whatever extra data other programs gave them. A new table never lies
-//! where the old one does: the header changes from one to the other in one write.
+//! Entries are kept with whatever extra data other programs gave them, and get what they lack of it. A new
+//! table never lies where the old one does: the header changes from one to the other in one write.
 
 use std::ops::Range;
 
 use blockmirror_block::Result as BlockResult;
 
 use crate::error::{Error, Result};
-use crate::format::snapshot::{Snapshot, Snapshots};
+use crate::format::snapshot::{Snapshot, Snapshots, completed};
 use crate::image::Qcow2;
 use crate::limits::MAX_SNAPSHOT_TABLE_BYTES;
 use crate::offset::{ClusterRange, HostCluster, HostOffset};
@@ -60,14 +60,54 @@ impl Qcow2 {
         found.ok_or_else(|| Error::NoSnapshot { wanted: wanted.clone() })
     }
 
-    /// The bytes of the snapshot table.
-    pub(super) fn snapshot_table(&self) -> Result<Vec<u8>> {
-        let end = self.each_snapshot(&mut |_, _| {})?;
-        let start = self.header().snapshots_offset;
+    /// The snapshot table as it is to be written anew, without the entry at `without`: entries are complete,
+    /// unless they would be more than a table may have. And the length of the present one.
+    pub(super) fn snapshot_table(&self, without: Option<&Range<u64>>) -> Result<(Vec<u8>, u64)> {
+        let header = self.header();
+        let start = header.snapshots_offset;
+        let mut entries = Vec::new();
+        let end = self.each_snapshot(&mut |_, entry| {
+            if without != Some(&entry) {
+                entries.push((entry.start - start) as usize..(entry.end - start) as usize);
+            }
+        })?;
         // At most 64 MiB, by the cap on the table.
-        let mut table = vec![0; (end - start) as usize];
-        self.ctx.storage.read_at(&mut table, start)?;
-        Ok(table)
+        let mut old = vec![0; (end - start) as usize];
+        self.ctx.storage.read_at(&mut old, start)?;
+        let mut table = Vec::new();
+        for entry in &entries {
+            table.extend(completed(&old[entry.clone()], header.virtual_size));
+            if table.len() as u64 > MAX_SNAPSHOT_TABLE_BYTES {
+                table = entries.iter().flat_map(|entry| &old[entry.clone()]).copied().collect();
+                break;
+            }
+        }
+        Ok((table, end - start))
+    }
+
+    /// Writes the snapshot table anew if an entry lacks what version 3 wants.
+    ///
+    /// # Errors
+    /// It would be longer than a table may be; as for [`create_snapshot`](Self::create_snapshot).
+    pub(crate) fn complete_snapshots(&self) -> Result<()> {
+        let mut is_complete = true;
+        self.each_snapshot(&mut |snapshot, _| is_complete &= snapshot.disk_size.is_some())?;
+        if is_complete {
+            return Ok(());
+        }
+        self.quiesced("complete snapshots", |stop| {
+            let (table, old_len) = self.snapshot_table(None)?;
+            if table.len() as u64 == old_len {
+                // It has no room for more.
+                let what = "the snapshot table, in bytes,";
+                let limit = MAX_SNAPSHOT_TABLE_BYTES;
+                return Err(Error::LimitExceeded { what, value: limit + 1, limit });
+            }
+            let new = self.write_snapshot_table(table, self.header().snapshot_count, stop)?;
+            self.write_back().inspect_err(|error| self.give_back_snapshot_table(&new, error))?;
+            self.use_snapshot_table(new, old_len)?;
+            Ok(self.write_back()?)
+        })
     }
 
     /// Writes `table`, of `count` entries, to a place of its own.

@@ -10,7 +10,9 @@ use blockmirror_block::testing::{
     Done, Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage,
 };
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{AmendOptions, CreateOptions, Error, Header, OpenOptions, Version, amend, check};
+use blockmirror_qcow2::{
+    AmendOptions, CreateOptions, Error, Header, NewSnapshot, OpenOptions, Version, amend, check,
+};
 
 use crate::check::readable;
 use crate::common::{backing_disk, qemu_check_finds_nothing};
@@ -484,4 +486,46 @@ fn zeros_past_the_end_stay_zeros_over_a_backing_file() {
             assert_sound(&storage, &format!("{point:?}"), u64::MAX);
         }
     }
+}
+
+/// Version 2 has snapshots that do not say how long the disk was, and version 3 has not: a check took them
+/// for damage once the image was amended.
+#[test]
+fn snapshots_are_complete_in_version_3() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut options = CreateOptions::new(1 << 20);
+    (options.version, options.cluster_size) = (Version::V2, 4096);
+    options.create(&*storage, None).unwrap();
+    let disk = OpenOptions::new().writable(true).open(storage.clone()).unwrap();
+    disk.write_at(&[5; 10_000], 0, WriteFlags::NONE).unwrap();
+    for name in ["one", "two"] {
+        disk.create_snapshot(&NewSnapshot::new(name)).unwrap();
+    }
+    drop(disk);
+    // The first entry loses its extra data; what was behind it moves.
+    let mut image = RawImage(storage.to_vec());
+    let at = image.get(64);
+    let extra = image.number(at + 36, 4);
+    let rest = image.0[(at + 40 + extra) as usize..][..1000].to_vec();
+    image.0[(at + 40) as usize..][..1000].copy_from_slice(&rest);
+    image.set_len(at + 36, 0, 4);
+    let recording = Arc::new(RecordingStorage::with_contents(&image.0));
+    let mut to_v3 = AmendOptions::default();
+    to_v3.version = Some(Version::V3);
+    let mut go_on = |_, _| ControlFlow::Continue(());
+    amend(recording.clone(), &OpenOptions::new(), &to_v3, &mut go_on).unwrap();
+    for point in recording.crash_points() {
+        let left = point.storage();
+        let report = check(&left, &mut ()).unwrap();
+        assert_eq!((report.corruptions, report.check_errors), (0, 0), "{point:?}");
+        let disk = OpenOptions::new().open(Arc::new(left)).unwrap();
+        let names: Vec<_> = disk.snapshots().unwrap().into_iter().map(|found| found.name).collect();
+        assert_eq!(names, ["one", "two"], "{point:?}");
+    }
+    let after = recording.to_vec();
+    assert!(check(&MemoryStorage::with_contents(&after), &mut ()).unwrap().is_clean());
+    qemu_check_finds_nothing(&after, "snapshots_are_complete_in_version_3");
+    let disk = OpenOptions::new().open(Arc::new(MemoryStorage::with_contents(&after))).unwrap();
+    let sizes: Vec<_> = disk.snapshots().unwrap().into_iter().map(|found| found.disk_size).collect();
+    assert_eq!((disk.header().version, sizes), (3, vec![Some(1 << 20); 2]));
 }
