@@ -14,6 +14,7 @@ use blockmirror_qcow2::OverlapChecks;
 use blockmirror_raw::Part;
 
 use crate::error::Result;
+use crate::format::Format;
 
 /// How an image is opened, as far as its name says it. The default is as if the name were a path.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct NodeOptions {
     pub no_backing: bool,
     /// New L2 tables of it are written whole: said of a new image by its settings, not by its name.
     pub(crate) whole_tables: bool,
+    /// What it stands on, in place of the backing file that its header names.
+    pub(crate) backing: Option<Box<TypedBacking>>,
     /// What an NBD server is asked for in place of what its export holds.
     #[cfg(feature = "nbd")]
     pub(crate) context: Option<String>,
@@ -37,6 +40,14 @@ pub struct NodeOptions {
     pub(crate) file_rules: Option<Box<FaultRules>>,
     /// Faults of the disk.
     pub(crate) disk_rules: Option<Box<FaultRules>>,
+}
+
+/// What an image stands on by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct TypedBacking {
+    pub(crate) path: PathBuf,
+    pub(crate) format: Option<Format>,
+    pub(crate) node: NodeOptions,
 }
 
 /// A disk without a file.

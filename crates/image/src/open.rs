@@ -4,7 +4,9 @@
 //! has the policy authorize the names in it; cycles and chains that are too deep are refused. Then each layer
 //! becomes a device on the one below it, from the bottom up. No file is opened twice, and nothing recurses.
 
+mod devices;
 mod layer;
+mod typed;
 
 use std::ffi::OsStr;
 use std::ops::Range;
@@ -20,7 +22,7 @@ use blockmirror_raw::Part;
 use self::layer::Layer;
 use crate::cache::CacheMode;
 use crate::commit_base::CommitBase;
-use crate::disk_image::{Backing, CommitLayer, Image, Note, compressing};
+use crate::disk_image::{Image, Note};
 use crate::error::{Error, Result};
 use crate::format::{Detected, Format, PROBE_LEN, detect};
 #[cfg(feature = "nbd")]
@@ -252,8 +254,9 @@ impl OpenOptions {
         top.snapshot.clone_from(&self.snapshot);
         let own_files = opener.files.len();
         opener.layers.push((protocol.id(), top.format));
+        let typed = opener.open_typed_backing(path)?;
         let lower = opener.open_lower_layers(below)?;
-        opener.build(top, lower, own_files)
+        opener.build(top, lower, typed, own_files)
     }
 
     /// Opens the files of the qcow2 image `path` and of what it stands on, for a change of the image that
@@ -268,8 +271,9 @@ impl OpenOptions {
         if top.format != Format::Qcow2 {
             return Ok(None);
         }
+        let typed = opener.open_typed_backing(path)?;
         let lower = opener.open_lower_layers(below)?;
-        let below = opener.lower_devices(lower)?;
+        let below = opener.lower_devices(lower, typed)?;
         let open = top.qcow2_options(below.device, self);
         Ok(Some(OpenFiles { storage: top.storage, open, notes: opener.notes }))
     }
@@ -411,14 +415,6 @@ impl BackingRef {
     }
 }
 
-/// What the top image stands on, and what the caller learns of it.
-#[derive(Default)]
-struct LowerDevices {
-    device: Option<Arc<dyn BlockDevice>>,
-    backing: Option<Backing>,
-    base: Option<Box<CommitLayer>>,
-}
-
 /// Opens the layers of one chain.
 struct ChainOpener<'a> {
     options: &'a OpenOptions,
@@ -495,7 +491,8 @@ impl<'a> ChainOpener<'a> {
             if layer.data.is_none() {
                 layer.data = self.open_data_file(&layer, &header)?;
             }
-            if self.options.with_backing && !self.options.node.no_backing {
+            let from_header = !self.options.node.no_backing && self.options.node.backing.is_none();
+            if self.options.with_backing && from_header {
                 below = BackingRef::authorize(self.options, &layer.path, &header)?;
             }
         }
@@ -530,55 +527,6 @@ impl<'a> ChainOpener<'a> {
         self.files.push(file.id());
         self.stamps.push(file.stamp()?);
         Ok(Some(file.storage()))
-    }
-
-    /// Makes the devices, from the bottom up.
-    fn build(self, top: Layer, lower: Vec<Layer>, own_files: usize) -> Result<Image> {
-        let allocated =
-            lower.iter().chain([&top]).try_fold(0_u64, |sum, layer| sum.checked_add(layer.allocated()?));
-        let below = self.lower_devices(lower)?;
-        let (mut device, qcow2) = top.device(below.device, self.options)?;
-        if self.options.compress {
-            device = compressing(&top.path, qcow2.as_ref())?;
-        }
-        if let Some(rules) = &self.options.node.disk_rules {
-            device = rules.over(device)?;
-        }
-        Ok(Image {
-            device: self.options.written_through(device),
-            qcow2,
-            base: below.base,
-            format: top.format,
-            path: top.path,
-            backing: below.backing,
-            files: self.files,
-            layers: self.layers,
-            stamps: self.stamps,
-            own_files,
-            notes: self.notes,
-            allocated,
-        })
-    }
-
-    /// The devices that the top image stands on.
-    fn lower_devices(&self, lower: Vec<Layer>) -> Result<LowerDevices> {
-        let mut below = LowerDevices::default();
-        for (index, layer) in lower.into_iter().enumerate().rev() {
-            let (device, qcow2) = layer.device(below.device.take(), self.options)?;
-            let backing = Backing { name: layer.name, path: layer.path, format: layer.format };
-            if let Some((_, files)) = self.base.as_ref().filter(|(at, _)| *at == index) {
-                below.base = Some(Box::new(CommitLayer {
-                    device: self.options.written_through(Arc::clone(&device)),
-                    backing: backing.clone(),
-                    // A chain has at most `max_depth` images.
-                    depth: index as u32 + 1,
-                    files: self.files[files.clone()].iter().filter_map(ProtocolId::file).collect(),
-                    qcow2,
-                }));
-            }
-            (below.device, below.backing) = (Some(device), Some(backing));
-        }
-        Ok(below)
     }
 }
 

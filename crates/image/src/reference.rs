@@ -248,6 +248,16 @@ impl ReferencePolicy {
         policy
     }
 
+    /// For `image`, which the caller has named as well: its own directory counts in place of that of the
+    /// image above it.
+    pub(crate) fn for_typed(&self, image: &Path) -> io::Result<Self> {
+        let mut policy = self.clone();
+        if policy.home.is_some() {
+            policy.home = Self::beside(image)?.home;
+        }
+        Ok(policy)
+    }
+
     /// The same for an image that the caller opened by itself.
     #[must_use]
     pub fn for_opened_file(&self, image: &Path, id: FileId) -> Self {

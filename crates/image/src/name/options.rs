@@ -13,7 +13,8 @@ use serde_json::{Map, Value};
 
 use super::{ImageName, NameError, as_path};
 use crate::format::Format;
-use crate::node_options::{FaultRules, NodeOptions, NullOptions};
+use crate::node_options::{FaultRules, NodeOptions, NullOptions, TypedBacking};
+use crate::open::MAX_CHAIN_DEPTH;
 use crate::protocol_id::NULL;
 
 /// Options that change no content, of a qcow2 image and of any node.
@@ -124,10 +125,24 @@ impl Options {
         if name.format == Some(Format::Qcow2) {
             name.node.overlap_checks = self.overlap_checks(prefix)?;
             name.node.no_backing = self.nulls.remove(&format!("{prefix}backing"));
+            name.node.backing = self.backing(prefix)?;
             QCOW2_HINTS.iter().for_each(|hint| drop(self.take(prefix, hint)));
         }
         name.path = self.protocol(&file, protocol, &mut name.node)?;
         Ok(name)
+    }
+
+    /// What a qcow2 image stands on by its name. Names of nodes lead nowhere: there are none.
+    fn backing(&mut self, prefix: &str) -> Result<Option<Box<TypedBacking>>> {
+        let backing = format!("{prefix}backing.");
+        if !self.has(&backing) && !self.nulls.iter().any(|name| name.starts_with(&backing)) {
+            return Ok(None);
+        }
+        if prefix.matches("backing.").count() >= MAX_CHAIN_DEPTH as usize {
+            return Err(NameError::Option(backing));
+        }
+        let ImageName { path, format, node } = self.disk(&backing)?;
+        Ok(Some(Box::new(TypedBacking { path, format, node })))
     }
 
     fn take(&mut self, prefix: &str, member: &str) -> Option<String> {

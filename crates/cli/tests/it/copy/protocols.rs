@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::common::Place;
+use crate::common::{Place, have_qemu};
 
 #[test]
 fn backing_files_behind_protocols_are_opened_where_that_is_allowed() {
@@ -121,4 +121,40 @@ fn an_image_reads_without_its_backing_file_if_its_name_says_so() {
     assert_eq!(fs::read(place.path("t")).unwrap(), vec![0; 65_536]);
     // Who writes does not know what will show there.
     assert!(place.ours_fails(&format!("resize {name} 128K"), 1).contains("backing file is not open"));
+}
+
+/// What an image stands on by the options of its name, and not by its header, as `qemu-img` opens it.
+#[test]
+fn an_image_stands_on_what_its_name_says() {
+    let place = Place::new();
+    fs::write(place.path("base"), vec![7; 65_536]).unwrap();
+    fs::write(place.path("other"), vec![8; 65_536]).unwrap();
+    place.ours_ok("create -q -f qcow2 -b base -F raw @middle 64K");
+    place.ours_ok("create -q -f qcow2 -b base -F raw @top 64K");
+    let file = |name: &str| format!(r#""file":{{"driver":"file","filename":"@{name}"}}"#);
+    let other = format!(r#"{{"driver":"raw",{}}}"#, file("other"));
+    let middle = format!(r#"{{"driver":"qcow2","backing":{other},{}}}"#, file("middle"));
+    let by_header = format!(r#"{{"driver":"qcow2",{}}}"#, file("middle"));
+    let options =
+        "--image-opts driver=qcow2,file.filename=@top,backing.driver=raw,backing.file.filename=@other";
+    for (name, byte) in [
+        (format!(r#"json:{{"driver":"qcow2","backing":{other},{}}}"#, file("top")), 8),
+        (format!(r#"json:{{"driver":"qcow2","backing":{middle},{}}}"#, file("top")), 8),
+        (format!(r#"json:{{"driver":"qcow2","backing":{by_header},{}}}"#, file("top")), 7),
+        (options.to_owned(), 8),
+    ] {
+        let line = format!("convert -O raw {name} @t");
+        place.ours_ok(&line.replace("convert", "convert -q"));
+        assert_eq!(fs::read(place.path("t")).unwrap(), vec![byte; 65_536], "{name}");
+        if have_qemu("an_image_stands_on_what_its_name_says") {
+            place.img(&line);
+            assert_eq!(fs::read(place.path("t")).unwrap(), vec![byte; 65_536], "{name}");
+        }
+    }
+    let itself = format!(r#"json:{{"driver":"qcow2","backing":{{"driver":"qcow2",{0}}},{0}}}"#, file("top"));
+    assert!(place.ours_fails(&format!("convert {itself} @t"), 1).contains("top"));
+    let raw = format!(r#"json:{{"driver":"raw","backing":{other},{}}}"#, file("base"));
+    assert!(place.ours_fails(&format!("convert {raw} @t"), 2).contains("backing"));
+    let said = place.ours_fails(&options.replacen("--image-opts", "commit --image-opts", 1), 1);
+    assert!(said.contains("not supported"), "{said}");
 }
