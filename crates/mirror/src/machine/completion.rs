@@ -113,8 +113,12 @@ impl Core {
 
     /// The last try of a range has copied it but for what is `lost`.
     fn salvaged(&mut self, lost: Vec<(ByteRange, block::Error)>) {
-        for (part, error) in lost {
+        let mut lost = lost.into_iter();
+        while let Some((part, error)) = lost.next() {
             if self.work.is_failed_list_full() {
+                // What is not listed is dirty: it must not count as copied, for a checkpoint either.
+                self.work.requeue(part);
+                lost.for_each(|(part, _)| self.work.requeue(part));
                 return self.fail_with(Error::TooManyGivenUp { limit: MAX_GIVEN_UP, cause: error });
             }
             let (operation, action) = (Operation::Read, ErrorAction::GiveUp);

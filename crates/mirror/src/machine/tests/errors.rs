@@ -154,6 +154,30 @@ fn the_list_of_failed_ranges_is_capped() {
     assert_eq!(core.take_events().len(), outbox::MAX_EVENTS, "events are capped as well");
 }
 
+/// A block that the full list had no room for counted as copied: a checkpoint had it for good.
+#[test]
+fn what_is_lost_past_the_cap_of_the_list_is_not_copied() {
+    let len = (MAX_GIVEN_UP as u64 + 10) * 8192;
+    let mut core = core(len, MirrorOptions::new().on_source_error(OnError::Ignore));
+    let device = |work| match work {
+        Work::Copy { range, by_block: true, .. } => {
+            let bad = range.pieces(4096).filter(|block| block.start() % 8192 == 0);
+            let lost = bad.map(|block| (block, failure(Operation::Read, ErrorKind::Io).error));
+            Ok(Done::Salvaged(Moved::default(), lost.collect()))
+        }
+        Work::Copy { .. } => Err(failure(Operation::Read, ErrorKind::Io)),
+        work => Ok(honest(work)),
+    };
+    drive(&mut core, &mut Duration::default(), device);
+    let error = core.take_result().unwrap().unwrap_err();
+    assert!(matches!(error, Error::TooManyGivenUp { limit: MAX_GIVEN_UP, .. }), "{error}");
+    assert_eq!(core.given_up().len(), MAX_GIVEN_UP);
+    let left = core.not_copied();
+    for lost in (0..len).step_by(8192).map(|at| ByteRange::new(at, at + 4096)) {
+        assert!(left.iter().any(|range| range.contains_range(lost)), "{lost:?} counts as copied");
+    }
+}
+
 #[test]
 fn a_scan_that_fails_narrows_down_to_the_fault() {
     let mut core = core(1 << 40, MirrorOptions::new().on_source_error(OnError::Ignore));
