@@ -102,6 +102,10 @@ impl SliceCache {
     /// Changes the slice at `offset`, which is then dirty; `None` if it is not here.
     pub(crate) fn edit(&mut self, offset: HostOffset) -> Option<&mut [u8]> {
         self.tick += 1;
+        // Zeros get their bytes here: a new image adds its tables this way and no other.
+        if self.with_bytes >= self.capacity && self.slices.get(&offset.0)?.data.is_none() {
+            self.evict(true);
+        }
         let slice = self.slices.get_mut(&offset.0)?;
         slice.used = self.tick;
         if !slice.dirty {
@@ -301,6 +305,19 @@ mod tests {
         assert!(cache.slices.len() <= 1 + 64 && cache.with_bytes == 1);
         cache.forget(HostOffset(0), 512);
         assert_eq!((cache.with_bytes, cache.dirty), (0, 0));
+    }
+
+    /// A new image adds all of its tables as zeros: they stayed for good once they were changed.
+    #[test]
+    fn zeros_that_were_changed_are_evicted_once_they_are_written() {
+        let mut cache = SliceCache::new(512, 0);
+        for i in 0..1000 {
+            cache.insert_zeros(HostOffset(i * 512));
+            cache.edit(HostOffset(i * 512)).unwrap()[0] = 1;
+            assert_eq!(cache.take_dirty().len(), 1);
+            cache.written();
+            assert!(cache.with_bytes <= 17, "{} slices after {i}", cache.with_bytes);
+        }
     }
 
     /// A slice that is forgotten while it is dirty, and comes back, is written once.
