@@ -178,6 +178,25 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Marks every region that no range of `missing` overlaps: a flush has succeeded that began after all else
+    /// was written. Otherwise as [`mark`](Self::mark).
+    ///
+    /// # Errors
+    /// As for [`mark`](Self::mark).
+    pub fn mark_except(&mut self, missing: &[ByteRange]) -> Result<(), Error> {
+        let (region, count) = (self.header.region, self.header.regions());
+        let mut pending = ChunkBitmap::new(count);
+        for range in missing.iter().filter(|range| !range.is_empty()) {
+            pending.set(range.start() / region..range.end().div_ceil(region));
+        }
+        let (mut done, mut at) = (Vec::new(), 0);
+        while let Some(start) = pending.next_clear(at) {
+            at = pending.next_set(start).unwrap_or(count);
+            done.push(start..at);
+        }
+        self.mark(&done)
+    }
+
     /// Begins the area of `header` with a snapshot of `regions`, and then has it counted.
     fn begin_area(&mut self, header: Header, regions: ChunkBitmap) -> Result<(), Error> {
         if self.state == State::Unknown {

@@ -5,12 +5,13 @@
 
 use std::path::PathBuf;
 
-use blockmirror_file::FileStamp;
+use blockmirror_file::{FileStamp, LockMode};
 use blockmirror_qcow2::{Header, Repair};
 
 use crate::create::{NewImage, PreparedImage};
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::open::OpenOptions;
 use crate::target::Target;
 
 /// The temporary file of a new image, as a later run finds it.
@@ -95,6 +96,13 @@ impl PreparedImage {
                 }
             }
         }
+    }
+}
+
+impl OpenOptions {
+    /// What [`lock`](Self::lock) has set, for a file that belongs to the image.
+    pub fn locked(&self) -> LockMode {
+        self.access(false, false).lock
     }
 }
 

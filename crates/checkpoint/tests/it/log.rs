@@ -50,6 +50,20 @@ fn marks_are_there_when_the_log_is_opened_again() {
 }
 
 #[test]
+fn a_region_that_lacks_a_byte_is_not_marked() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut log = new(&storage, 8);
+    let at = |start, len| ByteRange::at(start, len);
+    log.mark_except(&[at(REGION - 1, 1), at(3 * REGION - 1, 2), at(5 * REGION, 0), at(6 * REGION, 512)])
+        .unwrap();
+    assert_eq!(marked(&Checkpoint::open(Arc::clone(&storage) as _).unwrap()), [1, 4, 5, 7]);
+    log.mark_except(&[at(0, 8 * REGION)]).unwrap();
+    assert_eq!(marked(&log), [1, 4, 5, 7], "a mark stays");
+    log.mark_except(&[]).unwrap();
+    assert_eq!(log.marked_bytes(), 8 * REGION);
+}
+
+#[test]
 fn a_call_that_marks_nothing_new_writes_nothing() {
     let storage = Arc::new(MemoryStorage::new());
     let mut log = new(&storage, 8);

@@ -96,7 +96,9 @@ impl Convert {
         bitmaps: &Selected,
     ) -> Result<Option<PlannedCheckpoint>, ConvertError> {
         let Some(options) = &self.checkpoint else { return Ok(None) };
-        let why = if self.existing || is_uri(&self.target) {
+        let why = if options.is_file(&self.target) {
+            "it would be the target itself"
+        } else if self.existing || is_uri(&self.target) {
             "the target must be a new file"
         } else if self.settings.data_file.is_some() {
             "the target has a data file"
@@ -105,7 +107,8 @@ impl Convert {
         } else if let Some(format) = self.target_format.or(source.format())
             && let Some(identity) = identity::of(self, source, format, &self.settings, sync)
         {
-            return Ok(Some(PlannedCheckpoint { options: options.clone(), identity }));
+            let lock = self.target_access.locked();
+            return Ok(Some(PlannedCheckpoint { options: options.clone(), identity, lock }));
         } else {
             "the source must lie in regular files"
         };

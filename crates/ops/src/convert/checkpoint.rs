@@ -10,12 +10,12 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
 use blockmirror_checkpoint::{self as checkpoint, Checkpoint, Identity};
 use blockmirror_file::FileOptions;
-use blockmirror_image::{Leftover, Target};
+use blockmirror_image::{Leftover, LockMode, Target};
 
 use super::error::ConvertError;
 use super::identity::{self, PARTIAL, PARTIAL_FILE};
@@ -72,6 +72,15 @@ impl CheckpointOptions {
     }
 }
 
+impl CheckpointOptions {
+    /// Whether the checkpoint would be kept in the file `path`.
+    pub(super) fn is_file(&self, path: &Path) -> bool {
+        let same =
+            |file: &PathBuf| absolute(file).is_ok_and(|file| absolute(path).is_ok_and(|path| path == file));
+        matches!(&self.place, Place::File(file) if same(file))
+    }
+}
+
 /// An interrupted copy of the target, which can be gone on with unless something has changed.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -95,6 +104,8 @@ pub struct Interrupted {
 pub(super) struct PlannedCheckpoint {
     pub(super) options: CheckpointOptions,
     pub(super) identity: Identity,
+    /// How its file is locked.
+    pub(super) lock: LockMode,
 }
 
 impl PlannedCheckpoint {
@@ -107,7 +118,7 @@ impl PlannedCheckpoint {
                 let read = |leftover: &Leftover| {
                     let path = leftover.sidecar_path()?;
                     // One that was not begun, or is damaged, is no more than a file that was left behind.
-                    Some(self.describe(path, &open(path).ok()?, &leftovers))
+                    Some(self.describe(path, &self.open(path).ok()?, &leftovers))
                 };
                 let mut all: Vec<_> = leftovers.iter().filter_map(read).collect();
                 all.sort_by_key(|found| found.changed.is_some());
@@ -118,8 +129,13 @@ impl PlannedCheckpoint {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Ok(meta) if meta.is_file() && meta.len() == 0 => Ok(None),
             // Another kind of file, or no leave to look: opening it says so.
-            _ => Ok(Some(self.describe(file, &open(file)?, &leftovers))),
+            _ => Ok(Some(self.describe(file, &self.open(file)?, &leftovers))),
         }
+    }
+
+    /// Opens the log in `path` for reading.
+    fn open(&self, path: &Path) -> Result<Checkpoint, checkpoint::Error> {
+        Checkpoint::open(Arc::new(FileOptions::new().lock(self.lock).open(path)?))
     }
 
     fn describe(&self, path: &Path, log: &Checkpoint, leftovers: &[Leftover]) -> Interrupted {
@@ -142,9 +158,4 @@ impl PlannedCheckpoint {
             stamp: entry(PARTIAL_FILE).to_owned(),
         }
     }
-}
-
-/// Opens the log in `path` for reading.
-fn open(path: &Path) -> Result<Checkpoint, checkpoint::Error> {
-    Checkpoint::open(Arc::new(FileOptions::new().open(path)?))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use blockmirror_bitmap::{ChunkBitmap, DirtyBitmap, MAX_GRANULARITY};
+use blockmirror_bitmap::{DirtyBitmap, MAX_GRANULARITY};
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{self as block, ByteRange};
 use blockmirror_checkpoint::{self as checkpoint, Checkpoint, region_size};
@@ -57,13 +57,15 @@ impl Recorder {
                 settled,
             })
         };
+        // The temporary file is locked, too; a file system may have no locks.
+        let locked = FileOptions::new().lock(planned.lock).writable(true);
         if interrupted.is_some() {
-            let file = FileOptions::new().writable(true).open(&path).map_err(checkpoint::Error::from)?;
+            let file = locked.open(&path).map_err(checkpoint::Error::from)?;
             return Ok(recorder(Checkpoint::open(Arc::new(file))?, true));
         }
         // One that was named may be there, and is to be begun anew.
         let there = matches!(planned.options.place, Place::File(_)) && path.exists();
-        let options = FileOptions::new().writable(true).create_new(!there);
+        let options = locked.create_new(!there);
         let file = options.open(&path).map_err(checkpoint::Error::from)?;
         let identity = identity::with_partial(planned.identity.clone(), &partial);
         let region = region_size(len, cluster_size.unwrap_or(1));
@@ -127,19 +129,7 @@ impl Recorder {
 
 impl CheckpointSink for Recorder {
     fn record(&self, missing: &[ByteRange]) -> block::Result<()> {
-        let mut log = self.log.lock();
-        let (size, count) = (log.region_size(), log.regions().len());
-        let mut pending = ChunkBitmap::new(count);
-        for range in missing.iter().filter(|range| !range.is_empty()) {
-            pending.set(range.start() / size..range.end().div_ceil(size));
-        }
-        let mut done = Vec::new();
-        let mut at = 0;
-        while let Some(start) = pending.next_clear(at) {
-            at = pending.next_set(start).unwrap_or(count);
-            done.push(start..at);
-        }
-        log.mark(&done).map_err(|error| match error {
+        self.log.lock().mark_except(missing).map_err(|error| match error {
             checkpoint::Error::Storage(error) => error,
             error => block::Error::new(block::ErrorKind::Io, "write").because(error.to_string()),
         })

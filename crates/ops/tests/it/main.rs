@@ -5,5 +5,6 @@ mod commit_image;
 mod common;
 mod conformance;
 mod convert;
+mod power_cut;
 mod resume;
 mod stream;

@@ -1,0 +1,252 @@
+//! Power cuts during a copy with a checkpoint: whatever the log says is done, the target has.
+//!
+//! Target and log are recorded. For every state that a power cut could leave of the log, the target is put into
+//! states that the same instant could leave of it: all that was not flushed is lost, or none of it, or any part,
+//! torn between sectors. Now and then a copy goes on from there. `BLOCKMIRROR_POWER_CUTS` asks for more states
+//! (`cargo xtask power-cut`).
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::sync::Mutex;
+use blockmirror_block::testing::{Logged, MemoryDisk, MemoryStorage, RecordingStorage, Rng};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
+};
+use blockmirror_checkpoint::{Checkpoint, Identity};
+use blockmirror_mirror::{CheckpointSink, Checkpoints, MirrorJob, MirrorOptions};
+use blockmirror_qcow2::{CreateOptions, OpenOptions, Repair};
+use blockmirror_raw::{Raw, RawOptions};
+
+const LEN: u64 = 2 << 20;
+const REGION: u64 = 64 << 10;
+const INTERVAL: u64 = 192 << 10;
+
+/// The log's storage. It notes how far the target's recording had come when each change began.
+#[derive(Debug)]
+struct Witness {
+    log: RecordingStorage,
+    target: Arc<RecordingStorage>,
+    /// Entries of the log's recording, and those of the target's before the last of them began.
+    moments: Mutex<Vec<(usize, usize)>>,
+}
+
+impl Witness {
+    fn seeing<T>(&self, change: impl FnOnce(&RecordingStorage) -> T) -> T {
+        let before = self.target.position();
+        let done = change(&self.log);
+        self.moments.lock().push((self.log.position(), before));
+        done
+    }
+
+    /// Entries of the target's recording that there were when the log's had so many.
+    fn target_at(&self, position: usize) -> usize {
+        let moments = self.moments.lock();
+        moments.iter().rev().find(|(log, _)| *log <= position).map_or(0, |(_, target)| *target)
+    }
+}
+
+impl Storage for Witness {
+    fn name(&self) -> &str {
+        "log"
+    }
+
+    fn len(&self) -> Result<u64> {
+        self.log.len()
+    }
+
+    fn info(&self) -> StorageInfo {
+        self.log.info()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.log.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.seeing(|log| log.write_at(buf, offset))
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.seeing(|log| log.write_zeroes(range, flags))
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.seeing(|log| log.discard(range))
+    }
+
+    fn allocate(&self, range: ByteRange) -> Result<()> {
+        self.seeing(|log| log.allocate(range))
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.seeing(|log| log.set_len(len))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.seeing(Storage::flush)
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
+        self.log.extents(range, visit)
+    }
+}
+
+#[derive(Debug)]
+struct Sink(Mutex<Checkpoint>);
+
+impl CheckpointSink for Sink {
+    fn record(&self, missing: &[ByteRange]) -> Result<()> {
+        self.0.lock().mark_except(missing).unwrap();
+        Ok(())
+    }
+}
+
+/// A copy that was recorded.
+struct Copy {
+    qcow2: bool,
+    source: Arc<MemoryDisk>,
+    target: Arc<RecordingStorage>,
+    log: Arc<Witness>,
+}
+
+fn disk(storage: Arc<dyn Storage>, qcow2: bool) -> Arc<dyn BlockDevice> {
+    match qcow2 {
+        true => Arc::new(OpenOptions::new().writable(true).open(storage).unwrap()),
+        false => Arc::new(Raw::open(storage, RawOptions::new()).unwrap()),
+    }
+}
+
+impl Copy {
+    fn record(seed: u64) -> Self {
+        let mut rng = Rng::new(seed, 0);
+        let mut bytes = vec![0; LEN as usize];
+        for piece in bytes.chunks_mut(32 << 10) {
+            if !rng.one_in(4) {
+                piece.fill(rng.range(1, 255) as u8);
+            }
+        }
+        let source = Arc::new(MemoryDisk::with_contents(&bytes));
+        let (target, qcow2) = (Arc::new(RecordingStorage::default()), rng.one_in(2));
+        match qcow2 {
+            true => CreateOptions::new(LEN).create(&*target, None).unwrap(),
+            false => target.set_len(LEN).unwrap(),
+        }
+        let (own, moments) = (Arc::clone(&target), Mutex::default());
+        let log = Arc::new(Witness { log: RecordingStorage::default(), target: own, moments });
+        let checkpoint = Checkpoint::create(Arc::clone(&log) as _, LEN, REGION, Identity::new()).unwrap();
+        let checkpoints = Checkpoints::new(Arc::new(Sink(Mutex::new(checkpoint))), INTERVAL);
+        let threads = NonZeroUsize::new(rng.range(1, 4) as usize);
+        let options = MirrorOptions::new().buf_size(256 << 10).threads(threads);
+        let image = disk(Arc::clone(&target) as _, qcow2);
+        let job = MirrorJob::start_with_checkpoints(Arc::clone(&source) as _, image, options, checkpoints);
+        job.unwrap().wait().unwrap();
+        Self { qcow2, source, target, log }
+    }
+
+    /// The target after a power cut when its recording had `position` entries.
+    fn target_after(&self, entries: &[Logged], position: usize, rng: &mut Rng) -> Vec<u8> {
+        let entries = &entries[..position];
+        let flushed = entries.iter().rposition(|entry| *entry == Logged::Flush).unwrap_or(0);
+        let lost = rng.below(4);
+        let mut bytes = Vec::new();
+        for (index, entry) in entries.iter().enumerate() {
+            let stays = index <= flushed || (lost > 0 && (lost == 1 || rng.one_in(2)));
+            // A length is set with the first of the writes that need it.
+            match entry {
+                Logged::SetLen(len) if stays => bytes.resize(*len as usize, 0),
+                Logged::Zero(range) if stays => {
+                    bytes.resize(bytes.len().max(range.end() as usize), 0);
+                    bytes[range.start() as usize..range.end() as usize].fill(0);
+                }
+                Logged::Write { offset, data } if stays => {
+                    let torn = index > flushed && lost == 3 && rng.one_in(3);
+                    let sectors = data.len() as u64 / 512;
+                    let len = if torn { rng.below(sectors + 1) as usize * 512 } else { data.len() };
+                    let at = *offset as usize;
+                    bytes.resize(bytes.len().max(at + len), 0);
+                    bytes[at..at + len].copy_from_slice(&data[..len]);
+                }
+                _ => {}
+            }
+        }
+        bytes
+    }
+
+    /// Checks states until there are `most`; how many, and in how many of them something was done.
+    fn check(&self, seed: u64, most: usize) -> (usize, usize) {
+        let (want, entries) = (self.source.contents().unwrap(), self.target.log());
+        let mut rng = Rng::new(seed, 1);
+        let (mut points, mut telling) = (0, 0);
+        for point in self.log.log.crash_points() {
+            let Ok(log) = Checkpoint::open(Arc::new(point.storage())) else { continue };
+            for _ in 0..3 {
+                points += 1;
+                if points > most {
+                    return (points - 1, telling);
+                }
+                let state = self.target_after(&entries, self.log.target_at(point.position()), &mut rng);
+                telling += usize::from(log.marked_bytes() > 0);
+                self.check_state(&log, &state, &want, &format!("seed {seed}, {point}"));
+                if rng.one_in(16) {
+                    self.go_on(&log, &state, &want);
+                }
+            }
+        }
+        (points, telling)
+    }
+
+    fn check_state(&self, log: &Checkpoint, state: &[u8], want: &[u8], what: &str) {
+        if log.marked_bytes() == 0 {
+            return;
+        }
+        let image = disk(Arc::new(MemoryStorage::with_contents(state)), self.qcow2);
+        for done in log.marked() {
+            let mut found = vec![0; done.len() as usize];
+            image.read_at(&mut found, done.start()).unwrap();
+            let want = &want[done.start() as usize..done.end() as usize];
+            let differs = || found.iter().zip(want).position(|(a, b)| a != b).unwrap() as u64;
+            assert!(found == want, "{what}: {:#x} is done, and not there", done.start() + differs());
+        }
+    }
+
+    /// Another run copies what is left.
+    fn go_on(&self, log: &Checkpoint, state: &[u8], want: &[u8]) {
+        if log.marked_bytes() == 0 {
+            return;
+        }
+        let storage = Arc::new(MemoryStorage::with_contents(state));
+        if self.qcow2 {
+            let report = blockmirror_qcow2::repair(&*storage, Repair::Leaks, &mut ()).unwrap();
+            assert_eq!(report.corruptions, 0);
+        }
+        let image = disk(Arc::clone(&storage) as _, self.qcow2);
+        let mut left = DirtyBitmap::new(LEN, REGION).unwrap();
+        left.set_all();
+        log.marked().for_each(|done| _ = left.clear(done.start()..done.end()));
+        let options = MirrorOptions::new().only(left);
+        let job = MirrorJob::start(Arc::clone(&self.source) as _, Arc::clone(&image), options).unwrap();
+        job.wait().unwrap();
+        let mut found = vec![0; want.len()];
+        image.read_at(&mut found, 0).unwrap();
+        assert!(found == want, "what was gone on with is another disk");
+    }
+}
+
+#[test]
+fn what_the_log_says_is_done_the_target_has() {
+    let most = std::env::var("BLOCKMIRROR_POWER_CUTS").ok().map_or(600, |most| most.parse().unwrap());
+    let (mut points, mut telling) = (0, 0);
+    for seed in 0.. {
+        let (more, some) = Copy::record(seed).check(seed, most - points);
+        (points, telling) = (points + more, telling + some);
+        if points >= most {
+            break;
+        }
+    }
+    assert!(telling * 2 > points, "{telling} of {points}");
+    println!("{points} states, in {telling} of them something was done");
+}
