@@ -12,6 +12,7 @@ mod mutants;
 mod product;
 mod properties;
 mod readme;
+mod resume;
 mod testdata;
 mod tidy;
 
@@ -40,6 +41,8 @@ enum Tasks {
     Docs(docs::Docs),
     Model(model::Model),
     Mutants(mutants::Mutants),
+    Kill(resume::Kill),
+    PowerCut(resume::PowerCut),
     Properties(properties::Properties),
     Testdata(testdata::Testdata),
     Tidy(tidy::Tidy),
@@ -61,6 +64,8 @@ fn main() -> ExitCode {
         Tasks::Docs(task) => task.run(),
         Tasks::Model(task) => task.run(),
         Tasks::Mutants(task) => task.run(),
+        Tasks::Kill(task) => task.run(),
+        Tasks::PowerCut(task) => task.run(),
         Tasks::Properties(task) => task.run(),
         Tasks::Testdata(task) => task.run(),
         Tasks::Tidy(task) => task.run(),

@@ -9,9 +9,15 @@ pub enum Error {
     /// Its storage failed.
     #[error(transparent)]
     Storage(#[from] block::Error),
-    /// No header is valid: it is no log, or its creation was interrupted.
-    #[error("{name}: it is no checkpoint, or was not begun")]
+    /// It is no log.
+    #[error("{name}: it is no checkpoint")]
     NoCheckpoint {
+        /// The storage.
+        name: String,
+    },
+    /// The first bytes are those of a log, and no header is valid: its creation was interrupted.
+    #[error("{name}: the checkpoint was not begun")]
+    NotBegun {
         /// The storage.
         name: String,
     },

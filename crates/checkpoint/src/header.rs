@@ -134,6 +134,11 @@ impl Header {
         }))
     }
 
+    /// Writes what an interrupted creation is known by.
+    pub(crate) fn begin(storage: &dyn Storage) -> Result<(), Error> {
+        Ok(storage.write_at(&MAGIC, 0)?)
+    }
+
     /// Writes it to its place.
     pub(crate) fn write(self, storage: &dyn Storage) -> Result<(), Error> {
         Ok(storage.write_at(&self.to_bytes(), (self.generation & 1) * BLOCK)?)
@@ -158,7 +163,14 @@ impl Header {
                 }
             }
         }
-        let header = found.ok_or_else(|| Error::NoCheckpoint { name: name() })?;
+        let Some(header) = found else {
+            let mut first = [0; MAGIC.len()];
+            storage.read_at(&mut first, 0)?;
+            return Err(match first == MAGIC {
+                true => Error::NotBegun { name: name() },
+                false => Error::NoCheckpoint { name: name() },
+            });
+        };
         match header.is_possible() {
             true => Ok(header),
             false => Err(Error::Damaged { name: name(), what: "the header's figures make no sense" }),

@@ -70,6 +70,7 @@ impl Checkpoint {
         }
         // No header is valid until the rest is durable.
         storage.set_len(0)?;
+        Header::begin(&*storage)?;
         storage.set_len(header.log_len())?;
         // Records must find room when the disk is full.
         match storage.allocate(ByteRange::new(0, header.log_len())) {
@@ -88,7 +89,8 @@ impl Checkpoint {
     /// 1.3 MiB, whatever it says.
     ///
     /// # Errors
-    /// [`Error::NoCheckpoint`] if there is none; [`Error::Damaged`], [`Error::Version`], [`Error::Storage`].
+    /// [`Error::NoCheckpoint`] if there is none; [`Error::NotBegun`] if its creation was interrupted;
+    /// [`Error::Damaged`], [`Error::Version`], [`Error::Storage`].
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self, Error> {
         let damaged = |what| Error::Damaged { name: storage.name().to_owned(), what };
         let header = Header::read(&*storage)?;
@@ -178,8 +180,8 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Marks every region that no range of `missing` overlaps: a flush has succeeded that began after all else
-    /// was written. Otherwise as [`mark`](Self::mark).
+    /// Marks every region that no range of `missing` overlaps: a flush has succeeded that began after all
+    /// else was written. Otherwise as [`mark`](Self::mark).
     ///
     /// # Errors
     /// As for [`mark`](Self::mark).

@@ -1,6 +1,7 @@
 //! Logs that were made or changed by a stranger: an error or some regions, never a panic.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::single_range_in_vec_init, reason = "a run of regions is a range")]
 
 use std::sync::Arc;
 
@@ -46,7 +47,8 @@ fn with_field(at: usize, field: &[u8]) -> Vec<u8> {
 
 #[test]
 fn nothing_that_is_no_log_is_taken_for_one() {
-    for bytes in [&[][..], &[0; 512], &[0xff; 10_000], b"BMCKPT\r\n"] {
+    assert!(matches!(open(b"BMCKPT\r\n"), Err(Error::NotBegun { .. })));
+    for bytes in [&[][..], &[0; 512], &[0xff; 10_000], b"BMCKPT\n\n"] {
         assert!(matches!(open(bytes), Err(Error::NoCheckpoint { .. })));
     }
 }

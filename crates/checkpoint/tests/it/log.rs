@@ -1,6 +1,7 @@
 //! What a log says after it is opened again, however it was filled.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::single_range_in_vec_init, reason = "a run of regions is a range")]
 
 use std::sync::Arc;
 

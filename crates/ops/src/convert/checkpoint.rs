@@ -129,7 +129,11 @@ impl PlannedCheckpoint {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Ok(meta) if meta.is_file() && meta.len() == 0 => Ok(None),
             // Another kind of file, or no leave to look: opening it says so.
-            _ => Ok(Some(self.describe(file, &self.open(file)?, &leftovers))),
+            _ => match self.open(file) {
+                Ok(log) => Ok(Some(self.describe(file, &log, &leftovers))),
+                Err(checkpoint::Error::NotBegun { .. }) => Ok(None),
+                Err(error) => Err(error.into()),
+            },
         }
     }
 

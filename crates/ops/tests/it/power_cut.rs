@@ -1,9 +1,9 @@
 //! Power cuts during a copy with a checkpoint: whatever the log says is done, the target has.
 //!
-//! Target and log are recorded. For every state that a power cut could leave of the log, the target is put into
-//! states that the same instant could leave of it: all that was not flushed is lost, or none of it, or any part,
-//! torn between sectors. Now and then a copy goes on from there. `BLOCKMIRROR_POWER_CUTS` asks for more states
-//! (`cargo xtask power-cut`).
+//! Target and log are recorded. For every state that a power cut could leave of the log, the target is put
+//! into states that the same instant could leave of it: all that was not flushed is lost, or none of it, or
+//! any part, torn between sectors. Now and then a copy goes on from there. `BLOCKMIRROR_POWER_CUTS` asks
+//! for more states (`cargo xtask power-cut`).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 

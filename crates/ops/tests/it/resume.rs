@@ -133,7 +133,8 @@ fn a_killed_copy_is_gone_on_with_and_little_is_copied_again() {
             let checked = checked.check(checked.open_source().unwrap()).unwrap();
             let found = checked.interrupted().unwrap().unwrap();
             assert_eq!((found.changed, found.len), (None, LEN));
-            // Everything before the bad sector but two intervals of data, and what others had begun behind it.
+            // Everything before the bad sector but two intervals of data, and what others had begun behind
+            // it.
             assert!(found.done >= BAD - 2 * INTERVAL - 2 * MIB && found.done < LEN, "{}", found.done);
             let outcome = go(&folder.convert(format, &place, false)).unwrap();
             assert_eq!(outcome.resumed, found.done);
