@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use blockmirror_ops::DEFAULT_CHECKPOINT_INTERVAL;
 use clap::Args;
 
 use super::size;
@@ -14,8 +15,8 @@ pub(crate) struct CheckpointArgs {
     #[arg(long, value_name = "FILE", help_heading = "Interrupted copies")]
     pub(crate) checkpoint: Option<PathBuf>,
 
-    /// Bytes of data between two checkpoints, up to 512M; at most twice as much is copied again [default:
-    /// 512M]
+    /// Bytes of data between two checkpoints, up to 384M; at most twice as much is copied again [default:
+    /// 384M]
     #[arg(long, value_name = "SIZE", value_parser = interval, allow_hyphen_values = true)]
     #[arg(help_heading = "Interrupted copies")]
     pub(crate) checkpoint_interval: Option<u64>,
@@ -33,8 +34,8 @@ pub(crate) struct CheckpointArgs {
 /// At most what keeps the bound of 1 GiB that is copied again.
 fn interval(text: &str) -> Result<u64, String> {
     let bytes = size(text).map_err(|e| e.to_string())?;
-    match (1..=512 << 20).contains(&bytes) {
+    match (1..=DEFAULT_CHECKPOINT_INTERVAL).contains(&bytes) {
         true => Ok(bytes),
-        false => Err(format!("\"{text}\": must be between 1 and 512M")),
+        false => Err(format!("\"{text}\": must be between 1 and 384M")),
     }
 }

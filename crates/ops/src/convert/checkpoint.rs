@@ -20,8 +20,9 @@ use blockmirror_image::{Leftover, LockMode, Target};
 use super::error::ConvertError;
 use super::identity::{self, PARTIAL, PARTIAL_FILE};
 
-/// Bytes of data from one checkpoint to the next when the caller does not say: 512 MiB.
-pub const DEFAULT_CHECKPOINT_INTERVAL: u64 = 512 << 20;
+/// Bytes of data from one checkpoint to the next when the caller does not say: 384 MiB. Twice as much, with
+/// the regions of the operations in flight, is less than 1 GiB for any disk up to 8 TiB.
+pub const DEFAULT_CHECKPOINT_INTERVAL: u64 = 384 << 20;
 
 /// Where the checkpoint of a conversion is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +37,8 @@ pub(super) enum Place {
 /// The target must be one new file, and the source must lie in regular files. A conversion that finds the
 /// checkpoint of another with the same source, target and options goes on with that.
 ///
-/// At most twice the interval is copied again, for which copies wait for a flush.
+/// At most twice the interval is copied again, and a region for each operation in flight: copies wait for a
+/// flush.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointOptions {
     pub(super) place: Place,

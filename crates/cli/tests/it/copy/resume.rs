@@ -185,6 +185,6 @@ fn what_cannot_have_a_checkpoint_is_a_usage_error() {
         "blockmirror: copy: @target: it cannot have a checkpoint: the target must be a new file"
     );
     let said = place.ours_fails("convert -f raw --checkpoint-interval 1G @source @target", 2);
-    assert_eq!(said, "blockmirror: --checkpoint-interval: \"1G\": must be between 1 and 512M");
+    assert_eq!(said, "blockmirror: --checkpoint-interval: \"1G\": must be between 1 and 384M");
     assert_eq!(place.names(), ["source", "target"]);
 }
