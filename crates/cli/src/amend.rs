@@ -40,6 +40,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     if settings == AmendSettings::default() {
         return Err(Failure::usage("amend: -o names no option"));
     }
+    settings.allow_shrink(args.shrink);
     console.keep_out_of(FileId::of(path));
     let options = OpenOptions::new()
         .format(args.format)
@@ -60,6 +61,9 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
         Err(error) if cancelled(&error) => {
             let message = format_args!("amend: {}: interrupted; it can be repeated", path.display());
             return Err(Failure::failed(message).exit(interrupt.exit()));
+        }
+        Err(error @ Error::WouldShrink { .. }) => {
+            return Err(Failure::usage(format_args!("{error}; --shrink allows it")));
         }
         amended => amended?,
     };

@@ -191,7 +191,7 @@ mod tests {
             "check",
             "file format repair force_share lock image_opts force source_cache output progress bar quiet",
         ),
-        ("amend", "file format options cache lock image_opts force allow_backing progress bar quiet"),
+        ("amend", "file format options shrink cache lock image_opts force allow_backing progress bar quiet"),
         (
             "bitmap",
             "add remove clear enable disable merge granularity file bitmap format source_file source_format lock \

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use blockmirror_block::Visit;
 use blockmirror_qcow2::options::OptionValue;
-use blockmirror_qcow2::{AmendOptions, Error as Qcow2Error, Version};
+use blockmirror_qcow2::{AmendOptions, Error as Qcow2Error, Header, Version};
 
 use crate::disk_image::Note;
 use crate::error::{Error, Result};
@@ -31,6 +31,7 @@ const KEYS: [&str; 8] = [
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AmendSettings {
     options: AmendOptions,
+    may_shrink: bool,
 }
 
 /// The options that images of `format` can have changed.
@@ -73,6 +74,13 @@ impl AmendSettings {
         Ok(())
     }
 
+    /// Lets the disk become shorter, which loses what lies past its new end. By default such a `size` is
+    /// refused.
+    pub fn allow_shrink(&mut self, allow: bool) -> &mut Self {
+        self.may_shrink = allow;
+        self
+    }
+
     fn set(&mut self, key: &str, value: OptionValue) {
         let options = &mut self.options;
         match (key, value) {
@@ -101,8 +109,8 @@ impl AmendSettings {
 /// Returns what its owner should know.
 ///
 /// # Errors
-/// [`Error::Amend`] for what cannot be changed, before anything is; if a file cannot be opened, read or
-/// written. The change can be repeated then.
+/// [`Error::Amend`] for what cannot be changed, and [`Error::WouldShrink`], before anything is; if a file
+/// cannot be opened, read or written. The change can be repeated then.
 pub fn amend(
     path: impl AsRef<Path>,
     options: &OpenOptions,
@@ -115,6 +123,13 @@ pub fn amend(
         return Err(Error::Amend { path: path.to_owned(), why });
     };
     let name = files.storage.name().into();
+    if let Some(size) = settings.options.size.filter(|size| *size > 0 && !settings.may_shrink) {
+        // What is wrong with the header the next step reports.
+        let old = Header::read(&*files.storage).map_or(0, |header| header.virtual_size);
+        if size < old {
+            return Err(Error::WouldShrink { path: path.to_owned(), size, old });
+        }
+    }
     let amended = blockmirror_qcow2::amend(files.storage, &files.open, &settings.options, progress);
     amended.map_err(|error| match error {
         Qcow2Error::Option { .. } => Error::Amend { path: path.to_owned(), why: error.to_string() },

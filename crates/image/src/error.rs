@@ -94,6 +94,16 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// A disk would become shorter, which was not allowed.
+    #[error("amend: {}: {size} bytes would cut off the last {} of {old}", path.display(), old - size)]
+    WouldShrink {
+        /// The image.
+        path: PathBuf,
+        /// The length that was asked for.
+        size: u64,
+        /// The length that the disk has, which is more.
+        old: u64,
+    },
     /// A file that is there already can be replaced or written in place, and either might surprise.
     #[error("create: {}: {why}", path.display())]
     TargetUnclear {

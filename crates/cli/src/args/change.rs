@@ -151,9 +151,13 @@ pub(crate) struct AmendArgs {
     #[arg(short = 'f', long, value_name = "FMT")]
     pub(crate) format: Option<Format>,
 
-    /// Options to change; `-o help` lists them. A smaller size cuts data off
+    /// Options to change; `-o help` lists them
     #[arg(short = 'o', long, value_name = "KEY=VALUE,..", required = true)]
     pub(crate) options: Vec<String>,
+
+    /// Allow the image to shrink; data past the new end is lost
+    #[arg(long)]
+    pub(crate) shrink: bool,
 
     /// How the page cache is used: none, writeback, writethrough, directsync or unsafe
     #[arg(short = 't', long, value_name = "MODE", default_value = "writeback", hide_default_value = true)]

@@ -97,7 +97,7 @@ fn options_are_taken_and_refused_as_by_qemu() {
         }
         for options in *amendments {
             let what = format!("{create}: {options}");
-            let ours = place.ours(&format!("amend -q -f qcow2 -o {options} @ours"));
+            let ours = place.ours(&format!("amend -q -f qcow2 --shrink -o {options} @ours"));
             let theirs = place.theirs("qemu-img", &format!("amend -q -f qcow2 -o {options} @theirs"));
             assert_eq!(ours.code == 0, theirs.code == 0, "{what}: {} | {}", ours.err, theirs.err);
             assert_eq!(info(&place, "ours"), info(&place, "theirs"), "{what}");
@@ -105,6 +105,27 @@ fn options_are_taken_and_refused_as_by_qemu() {
             place.img("compare -q -f qcow2 -F qcow2 @ours @theirs");
         }
     }
+}
+
+/// As `resize`, it cuts nothing off unless an option allows it.
+#[test]
+fn a_disk_becomes_shorter_only_if_that_is_allowed() {
+    let place = Place::new();
+    place.ours_ok("create -q -f qcow2 @disk 4M");
+    let before = std::fs::read(place.path("disk")).unwrap();
+    assert_eq!(
+        place.ours_fails("amend -o size=3M,lazy_refcounts=on @disk", 2),
+        "blockmirror: amend: @disk: 3145728 bytes would cut off the last 1048576 of 4194304; --shrink allows it"
+    );
+    assert!(
+        before == std::fs::read(place.path("disk")).unwrap(),
+        "it was refused, and something was written"
+    );
+    for line in ["amend -o size=4M @disk", "amend -o size=0 @disk", "amend -o size=5M @disk"] {
+        place.ours_ok(line);
+    }
+    place.ours_ok("amend -q --shrink -o size=3M @disk");
+    assert!(place.ours_ok("info @disk").contains("3 MiB (3145728 bytes)"));
 }
 
 #[test]

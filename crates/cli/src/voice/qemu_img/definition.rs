@@ -84,6 +84,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
             args.existing.allocated_as_qemu = true;
             args.existing.blank_data_file = true;
         }
+        Command::Amend(args) => args.shrink = true,
         Command::Dd(args) => args.existing.or_in_place = true,
         Command::Info(args) => args.locks = true,
         Command::Map(args) => args.holes_if_preallocated = true,
