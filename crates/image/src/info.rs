@@ -337,5 +337,5 @@ fn bitmap_json(bitmap: &BitmapEntry) -> Value {
         .into_iter()
         .filter_map(|(set, name)| set.then_some(name))
         .collect();
-    json!({ "flags": flags, "name": bitmap.name, "granularity": bitmap.granularity })
+    json!({ "flags": flags, "name": bitmap.name.to_text(), "granularity": bitmap.granularity })
 }

@@ -18,7 +18,7 @@ pub(crate) use load::{claim_bitmaps, clusters_of, load_bits};
 
 use crate::context::ImageContext;
 use crate::error::{Error, Result};
-use crate::format::bitmaps::{BitmapEntry, Bitmaps};
+use crate::format::bitmaps::{BitmapEntry, Bitmaps, encode_directory};
 use crate::format::header::Header;
 
 /// A bitmap of an open image.
@@ -66,10 +66,9 @@ impl Bitmap {
         self.changed = true;
     }
 
-    /// The entry as it is to stand in the directory, with the mark *in use* if it is to be `marked`.
-    pub(crate) fn on_disk(&self, marked: bool) -> BitmapEntry {
-        let in_use = self.entry.in_use || self.kept || marked;
-        BitmapEntry { in_use, ..self.entry.clone() }
+    /// Whether its entry in the directory is to have the mark *in use*, if it is `marked` or not.
+    pub(crate) fn in_use_on_disk(&self, marked: bool) -> bool {
+        self.entry.in_use || self.kept || marked
     }
 }
 
@@ -100,21 +99,20 @@ impl ImageBitmaps {
         let Some(extension) = header.bitmaps.filter(|_| header.bitmaps_valid()) else {
             return Ok(Self::default());
         };
-        let mut list = Vec::new();
+        let list = Bitmaps::new(&*ctx.storage, &extension)?.map(|entry| entry.map(Bitmap::listed));
+        let mut list = list.collect::<Result<Vec<_>>>()?;
+        // The names are there once: they may take as much memory as all the rest.
         let mut names = HashSet::new();
+        if let Some(index) = list.iter().position(|bitmap| !names.insert(bitmap.entry.name.as_bytes())) {
+            let problem = "two bitmaps with one name".into();
+            // At most 65535.
+            let (table, index) = ("bitmap directory", index as u32);
+            let offset = extension.directory_offset;
+            return Err(Error::TableEntry { table, index, offset, problem });
+        }
         let mut bytes = 0;
-        for entry in Bitmaps::new(&*ctx.storage, &extension)? {
-            let mut bitmap = Bitmap::listed(entry?);
-            if !names.insert(bitmap.entry.raw_name.clone()) {
-                let problem = "two bitmaps with one name".into();
-                let (table, index) = ("bitmap directory", list.len() as u32);
-                let offset = extension.directory_offset;
-                return Err(Error::TableEntry { table, index, offset, problem });
-            }
-            if bitmap.records() {
-                bitmap.bits = Some(load_bits(ctx, &bitmap.entry, &mut bytes)?.into());
-            }
-            list.push(bitmap);
+        for bitmap in list.iter_mut().filter(|bitmap| bitmap.records()) {
+            bitmap.bits = Some(load_bits(ctx, &bitmap.entry, &mut bytes)?.into());
         }
         let bitmaps = Self { found: AtomicBool::new(true), ..Self::default() };
         bitmaps.replace(list);
@@ -124,6 +122,12 @@ impl ImageBitmaps {
     /// A copy, which shares the bits.
     pub(crate) fn list(&self) -> Vec<Bitmap> {
         self.list.lock().clone()
+    }
+
+    /// The directory, in which those of `which` are marked as in use, and those that are so anyway.
+    pub(crate) fn directory(&self, which: impl Fn(&Bitmap) -> bool) -> Vec<u8> {
+        let list = self.list.lock();
+        encode_directory(list.iter().map(|bitmap| (&bitmap.entry, bitmap.in_use_on_disk(which(bitmap)))))
     }
 
     /// Whether bitmaps on disk are marked as in use by this image.
@@ -180,7 +184,7 @@ impl ImageBitmaps {
     pub(crate) fn keep(&self, which: impl Fn(&str) -> bool) -> bool {
         let mut list = self.list.lock();
         let mut any = false;
-        for bitmap in list.iter_mut().filter(|b| !b.entry.in_use && which(&b.entry.name)) {
+        for bitmap in list.iter_mut().filter(|b| !b.entry.in_use && which(&b.entry.name.to_text())) {
             bitmap.kept = true;
             any = true;
         }
@@ -203,7 +207,7 @@ impl ImageBitmaps {
             let same = |old: &&mut Bitmap| {
                 !old.entry.in_use
                     && (had_more || old.kept || bitmap.entry.in_use)
-                    && old.entry.raw_name == bitmap.entry.raw_name
+                    && old.entry.name == bitmap.entry.name
                     && old.entry.granularity == bitmap.entry.granularity
             };
             if let Some(old) = before.iter_mut().find(same) {

@@ -27,7 +27,7 @@ pub use change::{BitmapBits, BitmapOptions};
 use crate::bitmap_list::Bitmap;
 use crate::error;
 use crate::failure::Failure;
-use crate::format::bitmaps::{BitmapEntry, Bitmaps, encode_directory};
+use crate::format::bitmaps::{BitmapEntry, Bitmaps};
 use crate::image::Qcow2;
 
 impl Qcow2 {
@@ -138,10 +138,9 @@ impl Qcow2 {
         let ctx = &self.ctx;
         let Some(directory) = self.header().bitmaps else { return Ok(()) };
         self.meta.lock().check_poison(ctx, "mark bitmaps in use")?;
-        let list = self.bitmaps.list().into_iter();
-        let marked: Vec<BitmapEntry> = list.map(|bitmap| bitmap.on_disk(which(&bitmap))).collect();
+        let marked = self.bitmaps.directory(which);
         let _shield = cancel::shield();
-        let written = ctx.storage.write_at(&encode_directory(&marked), directory.directory_offset);
+        let written = ctx.storage.write_at(&marked, directory.directory_offset);
         let marked = written.map_err(Failure::from).and_then(|()| ctx.barrier());
         marked.map_err(|failure| self.meta.lock().settle(failure))
     }

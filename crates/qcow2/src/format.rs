@@ -2,6 +2,7 @@
 //! readers of the two directories. The engine builds on these; everything an image says is checked here
 //! first.
 
+pub mod bitmap_name;
 pub mod bitmaps;
 pub mod entry;
 pub mod extension;

@@ -59,7 +59,7 @@ impl CreateOptions {
             let clusters = self.size.div_ceil(bitmap.granularity.max(1)).div_ceil(8).div_ceil(cluster);
             let table = (clusters * 8).next_multiple_of(cluster);
             bytes = bytes.saturating_add((clusters * cluster).saturating_add(table));
-            directory += (DIRECTORY_ENTRY + bitmap.name.len() as u64).next_multiple_of(8);
+            directory += (DIRECTORY_ENTRY + bitmap.name.as_bytes().len() as u64).next_multiple_of(8);
         }
         bytes.saturating_add(directory.next_multiple_of(cluster))
     }

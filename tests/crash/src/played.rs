@@ -208,7 +208,7 @@ impl Survivor {
 /// The names of the bitmaps of `disk` that record.
 fn recording(disk: &Qcow2) -> Result<Vec<String>, BlockError> {
     let list = disk.bitmaps()?.into_iter();
-    Ok(list.filter(|entry| entry.auto && !entry.in_use).map(|entry| entry.name).collect())
+    Ok(list.filter(|entry| entry.auto && !entry.in_use).map(|entry| entry.name.to_string()).collect())
 }
 
 /// Repairs the image, which must be clean afterwards.

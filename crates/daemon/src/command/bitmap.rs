@@ -155,7 +155,7 @@ pub(crate) fn stored(
 ) -> Reply<Option<StoredBitmaps>> {
     let graph = context.graph.lock();
     let Some(node) = graph.get(node) else { return Ok(None) };
-    let Some(entry) = node.bitmap_entries().into_iter().find(|entry| entry.name == name) else {
+    let Some(entry) = node.bitmap_entries().into_iter().find(|entry| entry.name == *name) else {
         return Ok(None);
     };
     if node.read_only {

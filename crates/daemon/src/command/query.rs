@@ -222,7 +222,7 @@ fn bitmaps(node: &Node) -> Vec<Value> {
     });
     let inconsistent = entries.iter().filter(|entry| entry.in_use).map(|entry| {
         json!({
-            "name": entry.name, "count": 0, "granularity": entry.granularity,
+            "name": entry.name.to_text(), "count": 0, "granularity": entry.granularity,
             "recording": false, "busy": false, "persistent": true, "inconsistent": true,
         })
     });

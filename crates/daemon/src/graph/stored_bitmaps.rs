@@ -60,13 +60,14 @@ impl Node {
             Vec::new()
         });
         for entry in entries.iter().filter(|entry| !entry.in_use) {
-            let bits = image.read_bitmap(&entry.name).map_err(|error| error.to_string());
+            let name = entry.name.to_text();
+            let bits = image.read_bitmap(&name).map_err(|error| error.to_string());
             let adopt = |bits| {
-                let adopted = self.tap.adopt_bitmap(&entry.name, bits, entry.auto);
+                let adopted = self.tap.adopt_bitmap(&name, bits, entry.auto);
                 adopted.map_err(|error| error.to_string())
             };
             if let Err(error) = bits.and_then(adopt) {
-                warn!(name = self.name, bitmap = entry.name, error, "a bitmap of an image is not used");
+                warn!(name = self.name, bitmap = &*name, error, "a bitmap of an image is not used");
             }
         }
         self.bitmaps_at_open = entries;
@@ -76,7 +77,7 @@ impl Node {
     /// image is closed with what it has recorded, and without marks. Asks no file.
     pub(super) fn copy_stored_bitmaps(&self, fresh: &Tap) {
         let entries = self.bitmap_entries();
-        let is_stored = |name: &str| entries.iter().any(|entry| !entry.in_use && entry.name == name);
+        let is_stored = |name: &str| entries.iter().any(|entry| !entry.in_use && entry.name == *name);
         for info in self.tap.bitmaps().into_iter().filter(|info| is_stored(&info.name)) {
             let Ok(bits) = self.tap.bitmap(&info.name) else { continue };
             if let Err(error) = fresh.adopt_bitmap(&info.name, bits, info.enabled) {
@@ -105,7 +106,8 @@ impl StoredBitmaps {
 
     /// If it fails the bitmap is not persistent any more: that of the image would miss something.
     fn give_back(&self, name: &str, work: impl FnOnce(&Qcow2) -> Result<()>) {
-        let has = |entries: Vec<BitmapEntry>| entries.iter().any(|entry| entry.name == name);
+        let has =
+            |entries: Vec<BitmapEntry>| entries.iter().any(|entry| !entry.in_use && entry.name == *name);
         if !self.image.bitmaps().is_ok_and(has) {
             return;
         }
@@ -155,9 +157,9 @@ impl StoredBitmaps {
         }
         let infos = self.tap.bitmaps();
         let of_tap = entries.iter().filter(|entry| !entry.in_use).filter_map(|entry| {
-            let info = infos.iter().find(|info| info.name == entry.name)?;
-            let bits = self.tap.bitmap(&entry.name).ok()?;
-            Some(BitmapBits::new(&*entry.name, bits, info.enabled))
+            let info = infos.iter().find(|info| entry.name == info.name)?;
+            let bits = self.tap.bitmap(&info.name).ok()?;
+            Some(BitmapBits::new(&*info.name, bits, info.enabled))
         });
         self.image.replace_bitmaps(of_tap.collect())
     }

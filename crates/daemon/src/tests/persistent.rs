@@ -278,7 +278,8 @@ fn a_failed_store_loses_no_bitmap() {
             faults.inject(Fault::on(kind).after(nth));
             let stored = StoredBitmaps { tap, image }.store();
             let reader = blockmirror_qcow2::OpenOptions::new().open(storage).unwrap();
-            let names: Vec<_> = reader.bitmaps().unwrap().into_iter().map(|entry| entry.name).collect();
+            let names: Vec<_> =
+                reader.bitmaps().unwrap().into_iter().map(|entry| entry.name.to_string()).collect();
             assert_eq!(names, ["p"], "{kind:?} {nth}");
             if faults.failed() == 0 {
                 stored.unwrap();

@@ -53,11 +53,12 @@ impl Convert {
         // In QEMU's order, which reports the last of the directory first.
         for entry in qcow2.bitmaps().map_err(named)?.into_iter().rev() {
             match (entry.in_use, self.bitmaps) {
-                (true, CopyBitmaps::Consistent) => selected.skipped.push(entry.name),
-                (true, _) => return Err(problem(CopyBitmapsProblem::Inconsistent(entry.name))),
+                (true, CopyBitmaps::Consistent) => selected.skipped.push(entry.name.to_string()),
+                (true, _) => return Err(problem(CopyBitmapsProblem::Inconsistent(entry.name.to_string()))),
                 (false, _) => {
-                    qcow2.read_bitmap(&entry.name).map_err(named)?;
-                    selected.copied.push(entry.name);
+                    let name = entry.name.to_string();
+                    qcow2.read_bitmap(&name).map_err(named)?;
+                    selected.copied.push(name);
                 }
             }
         }
@@ -105,11 +106,12 @@ impl Selected {
         let from_name = image.device().name().into();
         let to_name = target.device().name().into();
         for entry in from.bitmaps().map_err(|error| error.in_file(&from_name))? {
-            if !self.copied.contains(&entry.name) {
+            let name = entry.name.to_text();
+            if !self.copied.iter().any(|copied| *copied == name) {
                 continue;
             }
-            let bits = from.read_bitmap(&entry.name).map_err(|error| error.in_file(&from_name))?;
-            to.insert_bitmap(&entry.name, bits, entry.auto).map_err(|error| error.in_file(&to_name))?;
+            let bits = from.read_bitmap(&name).map_err(|error| error.in_file(&from_name))?;
+            to.insert_bitmap(&name, bits, entry.auto).map_err(|error| error.in_file(&to_name))?;
         }
         Ok(())
     }

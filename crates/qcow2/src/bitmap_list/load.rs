@@ -129,5 +129,5 @@ fn limit(what: &'static str, value: u64, limit: u64) -> Result<()> {
 }
 
 fn damaged(entry: &BitmapEntry, offset: u64, problem: String) -> Error {
-    Error::BitmapTable { bitmap: entry.name.clone(), offset, problem }
+    Error::BitmapTable { bitmap: entry.name.to_string(), offset, problem }
 }

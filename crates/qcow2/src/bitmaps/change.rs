@@ -106,15 +106,15 @@ impl Qcow2 {
     /// # Errors
     /// As [`add_bitmap`](Self::add_bitmap).
     pub fn insert_inconsistent_bitmap(&self, entry: &BitmapEntry) -> Result<()> {
-        let problem = |problem| Error::Bitmap { name: entry.name.clone(), problem };
+        let problem = |problem| Error::Bitmap { name: entry.name.to_string(), problem };
         self.change_bitmaps("add bitmap", |list| {
-            if list.iter().any(|bitmap| bitmap.entry.raw_name == entry.raw_name) {
+            if list.iter().any(|bitmap| bitmap.entry.name == entry.name) {
                 return Err(problem(BitmapProblem::Exists));
             }
             let bits = DirtyBitmap::new(self.ctx.size(), entry.granularity)
                 .map_err(|_| problem(BitmapProblem::Granularity(entry.granularity)))?;
-            let mut bitmap = self.new_bitmap(&entry.name, entry.auto, Ok(bits)).map_err(problem)?;
-            bitmap.entry.raw_name.clone_from(&entry.raw_name);
+            let mut bitmap = self.new_bitmap(&entry.name.to_text(), entry.auto, Ok(bits)).map_err(problem)?;
+            bitmap.entry.name.clone_from(&entry.name);
             bitmap.entry.in_use = true;
             list.push(bitmap);
             Ok(())
@@ -276,7 +276,7 @@ impl Qcow2 {
     fn bits_of(&self, bitmap: &Bitmap) -> Result<Arc<DirtyBitmap>> {
         if bitmap.entry.in_use {
             let problem = BitmapProblem::Inconsistent;
-            return Err(Error::Bitmap { name: bitmap.entry.name.clone(), problem });
+            return Err(Error::Bitmap { name: bitmap.entry.name.to_string(), problem });
         }
         match &bitmap.bits {
             Some(bits) => Ok(Arc::clone(bits)),
@@ -330,7 +330,7 @@ impl Qcow2 {
         let _nobody_writes = self.ranges.lock_exclusive(ALL)?;
         let mut list = self.bitmaps.list();
         if let Some(first) = list.first().filter(|_| len == 0) {
-            let (name, problem) = (first.entry.name.clone(), BitmapProblem::EmptyDisk);
+            let (name, problem) = (first.entry.name.to_string(), BitmapProblem::EmptyDisk);
             return Err(Error::Bitmap { name, problem });
         }
         for bitmap in &mut list {
@@ -372,6 +372,6 @@ impl Qcow2 {
 
 /// Where the bitmap `name` is in `list`.
 fn find(list: &[Bitmap], name: &str) -> Result<usize> {
-    let found = list.iter().position(|bitmap| bitmap.entry.raw_name == name.as_bytes());
+    let found = list.iter().position(|bitmap| bitmap.entry.name == *name);
     found.ok_or_else(|| Error::Bitmap { name: name.to_owned(), problem: BitmapProblem::NotFound })
 }

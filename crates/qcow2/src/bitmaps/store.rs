@@ -220,9 +220,10 @@ impl<'a> TakenClusters<'a> {
     /// Writes the directory of `list`; none if that is empty.
     fn write_directory(&mut self, list: &[Bitmap]) -> Result<Option<BitmapsExtension>> {
         let Some(last) = list.last() else { return Ok(None) };
-        let too_many = || Error::Bitmap { name: last.entry.name.clone(), problem: BitmapProblem::TooMany };
-        let entries: Vec<_> = list.iter().map(|bitmap| bitmap.on_disk(false)).collect();
-        let directory = encode_directory(&entries);
+        let too_many =
+            || Error::Bitmap { name: last.entry.name.to_string(), problem: BitmapProblem::TooMany };
+        let directory =
+            encode_directory(list.iter().map(|bitmap| (&bitmap.entry, bitmap.in_use_on_disk(false))));
         // usize to u64 is exact here.
         let directory_size = directory.len() as u64;
         let count = u32::try_from(list.len()).ok().filter(|count| *count <= limits::MAX_BITMAPS);

@@ -115,7 +115,7 @@ impl Checker<'_> {
                 self.find(&Finding::BadEntry { at: offset, why }, 1);
             }
             // As bytes: names that are no text may look alike.
-            if !names.insert(bitmap.raw_name) {
+            if !names.insert(bitmap.name) {
                 self.bitmaps_damaged = true;
                 self.find(&Finding::BadEntry { at: offset, why: "two bitmaps with one name" }, 1);
             }

@@ -7,6 +7,7 @@ use blockmirror_block::Storage;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::bitmap_name::BitmapName;
 use super::extension::BitmapsExtension;
 use crate::error::{Error, Result};
 use crate::limits;
@@ -42,11 +43,8 @@ const FIXED: u64 = size_of::<RawEntry>() as u64;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct BitmapEntry {
-    /// Its name, unique in the image; what is not UTF-8 is replaced.
-    pub name: String,
-    /// The name as it stands in the directory.
-    #[cfg_attr(feature = "serde", serde(skip))]
-    pub(crate) raw_name: Vec<u8>,
+    /// Its name, unique in the image.
+    pub name: BitmapName,
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) extra_data_compatible: bool,
     /// Guest bytes per bit.
@@ -65,8 +63,7 @@ impl BitmapEntry {
     /// A new one that has no table yet.
     pub(crate) fn new(name: &str, granularity: u64, auto: bool) -> Self {
         Self {
-            name: name.to_owned(),
-            raw_name: name.as_bytes().to_vec(),
+            name: name.into(),
             extra_data_compatible: false,
             granularity,
             in_use: false,
@@ -76,10 +73,11 @@ impl BitmapEntry {
         }
     }
 
-    /// Appends the entry as it is to stand in the directory, padded to 8 bytes.
-    fn append(&self, out: &mut Vec<u8>) {
+    /// Appends the entry as it is to stand in the directory, padded to 8 bytes; with the mark *in use* if it
+    /// is to be marked.
+    fn append(&self, in_use: bool, out: &mut Vec<u8>) {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        let flags = flag(self.in_use, FLAG_IN_USE)
+        let flags = flag(in_use, FLAG_IN_USE)
             | flag(self.auto, FLAG_AUTO)
             | flag(self.extra_data_compatible, FLAG_EXTRA_DATA_COMPATIBLE);
         let raw = RawEntry {
@@ -90,19 +88,19 @@ impl BitmapEntry {
             // A power of two of at most 2^31.
             granularity_bits: self.granularity.trailing_zeros() as u8,
             // At most 1023 bytes.
-            name_size: (self.raw_name.len() as u16).into(),
+            name_size: (self.name.as_bytes().len() as u16).into(),
             extra_data_size: 0.into(),
         };
         out.extend(raw.as_bytes());
-        out.extend(&self.raw_name);
+        out.extend(self.name.as_bytes());
         out.resize(out.len().next_multiple_of(8), 0);
     }
 }
 
-/// The directory of `entries`.
-pub(crate) fn encode_directory<'a>(entries: impl IntoIterator<Item = &'a BitmapEntry>) -> Vec<u8> {
+/// The directory of `entries`, each of which is marked as in use or not.
+pub(crate) fn encode_directory<'a>(entries: impl IntoIterator<Item = (&'a BitmapEntry, bool)>) -> Vec<u8> {
     let mut out = Vec::new();
-    entries.into_iter().for_each(|entry| entry.append(&mut out));
+    entries.into_iter().for_each(|(entry, in_use)| entry.append(in_use, &mut out));
     out
 }
 
@@ -205,8 +203,7 @@ impl<'a> Bitmaps<'a> {
         self.offset = (self.offset + FIXED + name_len as u64).next_multiple_of(8);
         self.index += 1;
         Ok(BitmapEntry {
-            name: String::from_utf8_lossy(&name).into_owned(),
-            raw_name: name,
+            name: BitmapName::new(name),
             extra_data_compatible: flags & FLAG_EXTRA_DATA_COMPATIBLE != 0,
             granularity: 1 << bits,
             in_use: flags & FLAG_IN_USE != 0,

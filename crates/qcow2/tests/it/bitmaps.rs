@@ -48,7 +48,7 @@ pub(crate) fn runs(storage: &Arc<MemoryStorage>, name: &str) -> Vec<Range<u64>> 
 /// Name, whether it is in use, whether it is enabled.
 fn list(disk: &Qcow2) -> Vec<(String, bool, bool)> {
     let entries: Vec<BitmapEntry> = disk.bitmaps().unwrap();
-    entries.into_iter().map(|entry| (entry.name, entry.in_use, entry.auto)).collect()
+    entries.into_iter().map(|entry| (entry.name.to_string(), entry.in_use, entry.auto)).collect()
 }
 
 fn problem<T: std::fmt::Debug>(result: Result<T, Error>) -> BitmapProblem {

@@ -18,7 +18,7 @@ use crate::bitmaps::{LEN, assert_clean, image, open, runs};
 fn in_use(image: &[u8]) -> Vec<String> {
     let disk = OpenOptions::new().open(Arc::new(MemoryStorage::with_contents(image))).unwrap();
     let entries = disk.bitmaps().unwrap().into_iter();
-    entries.filter(|entry| entry.in_use).map(|entry| entry.name).collect()
+    entries.filter(|entry| entry.in_use).map(|entry| entry.name.to_string()).collect()
 }
 
 fn replace(disk: &Qcow2, name: &str, enabled: bool) {
@@ -143,8 +143,8 @@ fn an_inconsistent_bitmap_is_put_back_as_one() {
     drop(disk);
     assert_eq!(in_use(&killed.to_vec()), ["on"]);
     let entries = open(killed.clone()).bitmaps().unwrap();
-    let found: Vec<_> = entries.iter().map(|e| (&*e.name, e.granularity, e.auto)).collect();
-    assert_eq!(found, [("off", 4096, false), ("on", 4096, true)]);
+    let found: Vec<_> = entries.iter().map(|e| (e.name.to_string(), e.granularity, e.auto)).collect();
+    assert_eq!(found, [("off".to_owned(), 4096, false), ("on".to_owned(), 4096, true)]);
     assert_clean(&killed, "put back");
 }
 

@@ -1,5 +1,5 @@
-//! What a check and a repair cost is bounded by the file, whatever the image says of itself: requests and
-//! bytes are counted, memory is limited by the system. Nothing is timed.
+//! What a check, a repair and an opening cost is bounded by the file, whatever the image says of itself:
+//! requests and bytes are counted, memory is limited by the system. Nothing is timed.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,7 +13,7 @@ use std::sync::Arc;
 use blockmirror_block::Storage;
 use blockmirror_block::testing::MemoryStorage;
 use blockmirror_file::FileOptions;
-use blockmirror_qcow2::{Repair, check, repair};
+use blockmirror_qcow2::{OpenOptions, Repair, check, repair};
 use blockmirror_testing::bounds::{Work, check_bound, repair_bound, repaired_len_bound};
 
 use self::shapes::{ALL, SOUND};
@@ -27,7 +27,11 @@ const OF_PROGRAM: u64 = 24 << 20;
 const LONG: u64 = 16 << 20;
 /// Names the image that [`one_image`] works on, and what it does.
 const IMAGE: &str = "BLOCKMIRROR_HOSTILE_IMAGE";
-const REPAIR: &str = "BLOCKMIRROR_HOSTILE_REPAIR";
+const WORK: &str = "BLOCKMIRROR_HOSTILE_WORK";
+/// What it may do.
+const CHECK: &str = "check";
+const REPAIR: &str = "repair";
+const OPEN: &str = "open";
 
 #[test]
 fn requests_and_bytes_are_bounded_by_the_file() {
@@ -63,39 +67,35 @@ fn memory_is_bounded() {
             continue;
         }
         fs::write(&path, image.0).unwrap();
-        // A check writes nothing.
-        for repairs in [false, true] {
-            let output = limited(&path, repairs).output().unwrap();
+        // A check and an opening write nothing.
+        for what in [CHECK, OPEN, REPAIR] {
+            let output = limited(&path, what).output().unwrap();
             let text = String::from_utf8_lossy(&output.stderr);
-            let what = if repairs { "repair" } else { "check" };
             assert!(output.status.success(), "{what} of {}: {}: {text}", shape.name, output.status);
         }
     }
 }
 
 /// This program, doing [`one_image`] alone, with no more memory than it may take.
-fn limited(path: &Path, repairs: bool) -> Command {
+fn limited(path: &Path, what: &str) -> Command {
     let mut command = Command::new("sh");
     let most = (MEMORY + OF_PROGRAM) >> 10;
     command.args(["-c", &format!("ulimit -d {most} && exec \"$0\" \"$@\"")]);
     command.arg(std::env::current_exe().unwrap());
     command.args(["--exact", "check_bounds::one_image", "--ignored", "--nocapture", "--test-threads=1"]);
-    command.env(IMAGE, path);
-    if repairs {
-        command.env(REPAIR, "1")
-    } else {
-        command.env_remove(REPAIR)
-    };
+    command.env(IMAGE, path).env(WORK, what);
     command
 }
 
 #[test]
 #[ignore = "memory_is_bounded runs it in a process of its own"]
 fn one_image() {
-    let Some(path) = std::env::var_os(IMAGE) else { return };
+    let (Some(path), Ok(what)) = (std::env::var_os(IMAGE), std::env::var(WORK)) else { return };
     let storage = FileOptions::new().writable(true).open(path).unwrap();
-    match std::env::var_os(REPAIR) {
-        Some(_) => drop(repair(&storage, Repair::All, &mut ())),
-        None => drop(check(&storage, &mut ()).unwrap()),
+    match &*what {
+        CHECK => drop(check(&storage, &mut ()).unwrap()),
+        REPAIR => drop(repair(&storage, Repair::All, &mut ())),
+        // Whether it is refused or not.
+        _ => drop(OpenOptions::new().writable(true).open(Arc::new(storage))),
     }
 }

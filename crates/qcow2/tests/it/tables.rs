@@ -131,11 +131,11 @@ fn a_bitmap_directory_is_read_in_order() {
     let directory = [bitmap(b"first", &[]), bitmap(b"second", &[(15, 1), (17, 9)])].concat();
     let all: Vec<_> = bitmaps(2, &directory).into_iter().map(Result::unwrap).collect();
     assert_eq!(
-        (all[0].name.as_str(), all[0].granularity, all[0].auto, all[0].in_use),
+        (&*all[0].name.to_text(), all[0].granularity, all[0].auto, all[0].in_use),
         ("first", 65536, true, false)
     );
     assert_eq!(
-        (all[1].name.as_str(), all[1].granularity, all[1].auto, all[1].in_use),
+        (&*all[1].name.to_text(), all[1].granularity, all[1].auto, all[1].in_use),
         ("second", 512, false, true)
     );
 }
@@ -171,6 +171,6 @@ fn what_qemu_wrote_is_read() {
     assert!(header.bitmaps_valid());
     let entries: Vec<_> =
         Bitmaps::new(&storage, &header.bitmaps.unwrap()).unwrap().map(Result::unwrap).collect();
-    let brief: Vec<_> = entries.iter().map(|b| (b.name.as_str(), b.granularity, b.auto, b.in_use)).collect();
-    assert_eq!(brief, [("b0", 32768, true, false), ("b1", 65536, false, false)]);
+    let brief: Vec<_> = entries.iter().map(|b| (b.name.to_text(), b.granularity, b.auto, b.in_use)).collect();
+    assert_eq!(brief, [("b0".into(), 32768, true, false), ("b1".into(), 65536, false, false)]);
 }

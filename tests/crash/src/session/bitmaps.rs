@@ -91,11 +91,11 @@ impl Session<'_> {
         }
         let listed = self.disk()?.bitmaps()?;
         for entry in listed.iter().filter(|entry| !entry.in_use) {
-            let found = self.disk()?.read_bitmap(&entry.name)?;
+            let found = self.disk()?.read_bitmap(&entry.name.to_text())?;
             let set =
                 (0..found.granules()).map(|index| found.is_dirty(index * found.granularity())).collect();
             let bits = Bits { granularity: found.granularity(), records: entry.auto, set };
-            let tracked = self.history.bitmaps.iter().find(|bitmap| bitmap.name == entry.name);
+            let tracked = self.history.bitmaps.iter().find(|bitmap| entry.name == bitmap.name);
             let tracked = tracked.ok_or_else(|| StepError::Wrong(format!("a bitmap {}", entry.name)))?;
             let checked = tracked.check(&bits, now);
             checked.map_err(|why| StepError::Wrong(format!("{why}, without any crash")))?;

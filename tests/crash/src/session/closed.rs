@@ -81,5 +81,5 @@ impl Session<'_> {
 /// The names of the bitmaps that are not in use.
 fn consistent_bitmaps(disk: &Qcow2) -> Result<Vec<String>, StepError> {
     let list = disk.bitmaps()?.into_iter();
-    Ok(list.filter(|entry| !entry.in_use).map(|entry| entry.name).collect())
+    Ok(list.filter(|entry| !entry.in_use).map(|entry| entry.name.to_string()).collect())
 }

@@ -230,7 +230,7 @@ fn bits(image: &Path, name: &str) -> Outcome<DirtyBitmap> {
 fn list(image: &Path) -> Outcome<Vec<String>> {
     let image = open(image, false, None)?;
     let bitmaps = image.qcow2().ok_or("not a qcow2 image")?.bitmaps()?;
-    Ok(bitmaps.into_iter().map(|entry| entry.name).collect())
+    Ok(bitmaps.into_iter().map(|entry| entry.name.to_string()).collect())
 }
 
 /// Whether our check finds nothing.

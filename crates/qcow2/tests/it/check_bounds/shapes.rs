@@ -27,7 +27,7 @@ pub(super) struct Shape {
 }
 
 /// All shapes.
-pub(super) const ALL: [Shape; 16] = [
+pub(super) const ALL: [Shape; 17] = [
     Shape::new(SOUND, 0, |_| {}),
     Shape::new("one L2 table for all", 0, one_table),
     Shape::new("one L2 table for an L1 table of 32 MiB", 0, |image| long_l1(image, 0)),
@@ -43,6 +43,7 @@ pub(super) const ALL: [Shape; 16] = [
     Shape::new("tables of bitmaps over all of the file", BITMAPS, bitmaps_over_everything),
     Shape::new("a snapshot table of 64 MiB", LONG_SNAPSHOTS, long_snapshots),
     Shape::new("a bitmap directory of 64 MiB", BITMAPS, long_bitmaps),
+    Shape::new("a bitmap directory of 64 MiB, each with a table of its own", BITMAPS, sound_bitmaps),
     Shape::new("both directories of 64 MiB", LONG_SNAPSHOTS + BITMAPS, |image| {
         long_bitmaps(image);
         long_snapshots(image);
@@ -108,14 +109,29 @@ fn long_snapshots(image: &mut RawImage) {
 
 /// Names that are no text take three times their length as text.
 fn long_bitmaps(image: &mut RawImage) {
+    let table = image.cluster();
+    bitmaps_with_long_names(image, |_| table);
+}
+
+/// An image that can be opened for writing.
+fn sound_bitmaps(image: &mut RawImage) {
+    // The smallest in whose first cluster the names of features have room beside the directory's.
+    *image = RawImage(crate::check::image(|o| o.cluster_size = 1024));
+    let size = image.cluster();
+    let tables = image.append(BITMAPS * size);
+    bitmaps_with_long_names(image, |index| tables + index * size);
+}
+
+/// Disabled bitmaps, whose tables lie where `table_of` says.
+fn bitmaps_with_long_names(image: &mut RawImage, table_of: impl Fn(u64) -> u64) {
     image.add_bitmaps();
     let directory = image.append(BITMAPS * LONG_BITMAP);
     image.0[directory as usize..].fill(0xff);
     for index in 0..BITMAPS {
         let at = directory + index * LONG_BITMAP;
-        image.set(at, image.cluster());
+        image.set(at, table_of(index));
         image.set_len(at + 8, 1, 4);
-        image.set_len(at + 12, 2, 4);
+        image.set_len(at + 12, 0, 4);
         image.set_len(at + 16, 0x0110_03e8, 4);
         image.set_len(at + 20, 0, 4);
         image.set_len(at + 24, index, 2);
