@@ -143,7 +143,8 @@ pub(crate) fn add_bitmap(context: &Context, args: &AddBitmap) -> Reply<()> {
     })
 }
 
-/// The bitmaps that the image of `node` stores, if `name` is one of them. It is to be changed.
+/// The bitmaps that the image of `node` stores, if `name`, which is to be changed, is one of them. An
+/// inconsistent one is meant only where the node's tap has none of that name.
 ///
 /// # Errors
 /// The node is read-only; the bitmap is inconsistent, and is to be `consistent`.
@@ -158,6 +159,10 @@ pub(crate) fn stored(
     let Some(entry) = node.bitmap_entries().into_iter().find(|entry| entry.name == *name) else {
         return Ok(None);
     };
+    // One that came in a pivot has the name that another has in the image, and is not that one.
+    if entry.in_use && node.tap.bitmaps().iter().any(|info| info.name == name) {
+        return Ok(None);
+    }
     if node.read_only {
         return Err(QmpError::generic(format!("Bitmap '{name}' is readonly and cannot be modified")));
     }

@@ -162,3 +162,42 @@ fn a_target_that_is_the_source_of_the_next_mirror_stores_them() {
     client.add("d", "d", Value::Null);
     assert_eq!(client.bitmaps_of("d"), stored);
 }
+
+/// The image of the target has an inconsistent bitmap of the name that the guest's has. What was asked of the
+/// guest's one was refused, and its removal took both.
+#[test]
+fn an_inconsistent_one_of_the_same_name_is_another() {
+    for way in ["mirror", "commit"] {
+        let mut client = Client::new();
+        two_of_one_name(&mut client, way);
+        start(&mut client, way);
+        assert_eq!(client.after_a_kill(), inconsistent(&["b"]), "{way}, before");
+        client.run("block-job-cancel", json!({"device": "j", "force": true}));
+        client.wait_for_status("null");
+        client.events.clear();
+        client.run("blockdev-del", json!({"node-name": "s"}));
+        client.run("blockdev-del", json!({"node-name": "d"}));
+        std::fs::rename(client.path("killed"), client.path("d")).unwrap();
+        client.add("d", "d", Value::Null);
+        client.add("s", "s", if way == "commit" { json!("d") } else { Value::Null });
+        client.run("block-dirty-bitmap-add", json!({"node": "s", "name": "b", "granularity": 65536}));
+        client.guest_write("s", 5);
+        start(&mut client, way);
+        client.run("job-complete", json!({"id": "j"}));
+        client.wait_for_status("null");
+        let (of_guest, of_image) = ([true, false, false], [false, true, true]);
+        let both = |bits| [("b".to_owned(), bits, of_guest), ("b".to_owned(), 0, of_image)];
+        assert_eq!(client.bitmaps_of("d"), both(65536), "{way}, after the pivot");
+        for verb in ["disable", "enable", "clear"] {
+            client.bitmap(verb, "d", "b").unwrap();
+        }
+        let merge = json!({"node": "d", "target": "b", "bitmaps": ["b"]});
+        client.run("block-dirty-bitmap-merge", merge);
+        assert_eq!(client.bitmaps_of("d"), both(0), "{way}, cleared");
+        for left in [vec![("b".to_owned(), 0, of_image)], vec![]] {
+            client.bitmap("remove", "d", "b").unwrap();
+            assert_eq!(client.bitmaps_of("d"), left, "{way}");
+        }
+        client.bitmap("remove", "d", "b").unwrap_err();
+    }
+}
