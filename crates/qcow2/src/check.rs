@@ -20,6 +20,7 @@ mod disk;
 mod open;
 mod refcounts;
 mod report;
+mod shared;
 mod spans;
 mod tables;
 
@@ -30,6 +31,8 @@ use blockmirror_block::{Error as BlockError, ErrorKind, Storage, Visit};
 pub(crate) use self::counts::Counts;
 pub(crate) use self::disk::{Block, DiskCounts};
 pub use self::report::{CheckReport, Finding, Mending, Severity, Structure};
+pub(crate) use self::shared::TableToMove;
+use self::spans::Use;
 use self::tables::TableRef;
 use crate::error::Result;
 use crate::format::entry::EntryFormat;
@@ -100,6 +103,8 @@ pub(crate) struct Checker<'a> {
     pub(crate) disk: DiskCounts,
     /// L2 tables, in order of the file.
     tables: Vec<TableRef>,
+    /// The clusters of the L1 tables and of the snapshot table.
+    table_clusters: Vec<Use>,
     pub(crate) report: CheckReport,
     /// What earlier counting has found, if entries that are wrong are to be corrected: an entry is changed
     /// only in a cluster that nothing else uses.
@@ -140,7 +145,8 @@ impl Checker<'_> {
     pub(crate) fn check_refcounts(&mut self) -> Result<()> {
         self.count_guest()?;
         self.count_refcounts()?;
-        self.compare()
+        self.compare()?;
+        self.check_shared()
     }
 
     /// Looks at the COPIED flags if one of them may be wrong, and reports what it finds; with `fix` sets

@@ -154,8 +154,9 @@ impl ImageContext {
         Ok(())
     }
 
-    /// Reads one metadata slice into `buf`, which has room for several, and those behind it. Returns how many
-    /// bytes the slices have that start inside the file.
+    /// Reads one metadata slice into `buf`, which has room for several, and those behind it that start inside
+    /// the file. Returns how many bytes of them the file has: what it lacks of the last one is zeros in
+    /// `buf`.
     ///
     /// # Errors
     /// The first starts past the end of the file: it was never written.
@@ -168,8 +169,8 @@ impl ImageContext {
                 format!("the table lies past the end of the file at {len}"),
             ));
         }
-        let there = (len - at.0).next_multiple_of(self.slice_size() as u64).min(buf.len() as u64) as usize;
-        self.storage.read_at(&mut buf[..there], at.0)?;
+        let there = (len - at.0).min(buf.len() as u64) as usize;
+        self.storage.read_at(&mut buf[..there.next_multiple_of(self.slice_size())], at.0)?;
         Ok(there)
     }
 

@@ -17,7 +17,8 @@ use crate::format::refcount::RefcountWidth;
 use crate::image::{OpenOptions, Qcow2};
 use crate::limits::MAX_REFCOUNT_TABLE_BYTES;
 use crate::meta::Mapping;
-use crate::offset::GuestOffset;
+use crate::offset::{GuestOffset, HostOffset};
+use crate::refcounts::Refcounts;
 
 /// Runs of the mapping that are looked at in one go.
 const BATCH: usize = 1024;
@@ -52,20 +53,29 @@ impl CutShort {
     /// Looks whether `storage`, an image with `header` and without a data file, was cut short; `None` if it
     /// is whole.
     ///
-    /// Reads one refcount block of a whole image. Only where the refcounts reach past the end of the file the
-    /// tables are read.
+    /// Reads one refcount block of a whole image, and its L1 table if its last cluster is short. Only where
+    /// the refcounts, or a table, reach past the end of the file the tables are read.
     ///
     /// # Errors
     /// The storage fails.
     pub fn find(storage: Arc<dyn Storage>, header: &Header) -> Result<Option<Self>> {
-        if header.data_file.is_some() || !counts_may_reach_past_end(&*storage, header)? {
+        if header.data_file.is_some() {
             return Ok(None);
         }
         let file_len = storage.len()?;
+        let may_reach = counts_may_reach_past_end(&*storage, header)?;
+        if !may_reach && file_len.is_multiple_of(header.cluster_size()) {
+            return Ok(None);
+        }
         match OpenOptions::new().open(storage) {
-            Ok(image) => image.look_past_end(file_len, 0, MOST_ENTRIES),
+            Ok(image) if may_reach || image.lacks_part_of_table(file_len) => {
+                image.look_past_end(file_len, 0, MOST_ENTRIES)
+            }
             // Not even the L1 table is there.
-            Err(_) => Ok(Some(Self { file_len, first: 0, missing: header.virtual_size, complete: true })),
+            Err(_) if may_reach => {
+                Ok(Some(Self { file_len, first: 0, missing: header.virtual_size, complete: true }))
+            }
+            _ => Ok(None),
         }
     }
 
@@ -142,6 +152,21 @@ impl Qcow2 {
     pub(crate) fn check_whole(&self) -> Result<()> {
         let data = self.ctx.data();
         let len = data.len()?;
+        let image_len = self.ctx.storage.len()?;
+        if self.lacks_part_of_table(image_len) {
+            let all = CutShort { file_len: image_len, first: 0, missing: self.ctx.size(), complete: false };
+            let cut = self.look_past_end(len, 0, MOST_ENTRIES)?.unwrap_or(all);
+            let cut = CutShort { file_len: image_len, ..cut };
+            return Err(cut.refusal("open for writing", self.ctx.storage.name()).into());
+        }
+        if self.ends_in_table_of_snapshot(image_len) {
+            let error = BlockError::new(ErrorKind::CutShort, "open for writing");
+            let why = format!(
+                "the file ends at {image_len}, inside an L2 table of a snapshot: it was cut short and is for \
+                 reading only"
+            );
+            return Err(error.in_file(self.ctx.storage.name()).because(why).into());
+        }
         let found = if self.ctx.format.external_data {
             // Guest data lies in it where the guest has it, so only what is past its end can be missing.
             let from = len.min(self.ctx.size()) / self.ctx.cluster().bytes() * self.ctx.cluster().bytes();
@@ -159,6 +184,21 @@ impl Qcow2 {
         found.map_or(Ok(()), |cut| Err(cut.refusal("open for writing", data.name()).into()))
     }
 
+    /// Whether the image file, of `file_len` bytes, ends inside an L2 table. All that writers make are whole.
+    fn lacks_part_of_table(&self, file_len: u64) -> bool {
+        let (cluster, end) = (self.ctx.cluster(), HostOffset(file_len));
+        let last = cluster.start(cluster.index(end));
+        last != end && self.meta.lock().l1().iter().any(|l1| l1.table() == Some(last))
+    }
+
+    /// The same for the tables that snapshots have, of an image that is to be written.
+    fn ends_in_table_of_snapshot(&self, file_len: u64) -> bool {
+        let (cluster, end) = (self.ctx.cluster(), HostOffset(file_len));
+        let meta = self.meta.lock();
+        let has = |counts: &Refcounts| counts.metadata.is_inactive_l2(cluster.index(end));
+        cluster.within(end) != 0 && meta.refcounts.as_ref().is_some_and(has)
+    }
+
     /// Looks through the mapping from guest byte `from` on for data, and tables, past the end of the file
     /// that should hold them, which has `file_len` bytes.
     fn look_past_end(&self, file_len: u64, from: u64, budget: u64) -> Result<Option<CutShort>> {
@@ -174,29 +214,32 @@ impl Qcow2 {
         let mut left = budget;
         let mut at = from;
         while at < ctx.size() && left > 0 {
-            // A look does not go past a table, so that one that cannot be read hides no other.
-            let table =
-                ByteRange::new(at, (at / table_bytes + 1).saturating_mul(table_bytes).min(ctx.size()));
-            let (runs, lies_at) = {
+            let start = at / table_bytes * table_bytes;
+            let end = start.saturating_add(table_bytes).min(ctx.size());
+            left -= 1;
+            let (runs, listed, has_table) = {
                 let mut meta = self.meta.lock();
                 let entry = meta.l1_entry(ctx, ctx.cluster().index(GuestOffset(at)));
-                (meta.runs(ctx, table, BATCH), entry.ok().and_then(|(_, entry)| entry.table()))
+                let lies_at = entry.ok().and_then(|(_, entry)| entry.table());
+                // What the file has of the table lists the clusters up to here.
+                let listed = lies_at.map_or(end, |host| {
+                    let entries = image_len.saturating_sub(host.0) / ctx.format.entry_size();
+                    start.saturating_add(entries << ctx.cluster().bits()).min(end)
+                });
+                // A look does not go past a table, so that one that cannot be read hides no other.
+                let table = ByteRange::new(at, listed.max(at));
+                (meta.runs(ctx, table, BATCH), listed, lies_at.is_some())
             };
-            left -= 1;
-            let cut_off =
-                lies_at.is_some_and(|host| host.0.saturating_add(ctx.cluster().bytes()) > image_len);
-            let runs = match runs {
-                Ok(runs) if !cut_off => runs,
-                // Damage of another kind shows where it is met.
-                Err(_) if !cut_off => {
-                    at = table.end();
-                    continue;
-                }
-                _ => {
-                    note(table);
-                    at = table.end();
-                    continue;
-                }
+            if at >= listed {
+                note(ByteRange::new(at, end));
+                at = end;
+                continue;
+            }
+            let from = at;
+            // Damage of another kind shows where it is met.
+            let Ok(runs) = runs else {
+                at = listed;
+                continue;
             };
             for run in runs {
                 match run.mapping {
@@ -214,8 +257,8 @@ impl Qcow2 {
                 }
                 at = run.range.end();
             }
-            if lies_at.is_some() {
-                left = left.saturating_sub((at - table.start()) >> ctx.cluster().bits());
+            if has_table {
+                left = left.saturating_sub((at - from) >> ctx.cluster().bits());
             }
         }
         if at < ctx.size() {

@@ -210,8 +210,10 @@ impl Meta {
     pub(crate) fn load(&mut self, ctx: &ImageContext, slice: HostOffset) -> Result<&[u8]> {
         if self.l2.get(slice).is_none() {
             ctx.storage.announce(StorageEvent::L2Load);
-            let data = ctx.read_slice("read L2 table", slice)?;
-            self.l2.insert(slice, &data);
+            // At most 4096.
+            let mut data = vec![0; ctx.slice_size()];
+            let there = ctx.read_slices("read L2 table", slice, &mut data)?;
+            self.l2.insert(slice, listed(ctx, &data, there));
         }
         self.l2.get(slice).ok_or_else(|| Error::new(ErrorKind::Io, "read L2 table"))
     }
@@ -286,7 +288,15 @@ pub(crate) fn references(ctx: &ImageContext, entry: &Entry) -> Range<HostCluster
     }
 }
 
-/// The entry `at` bytes into `data`, the slice of an L2 table at `slice`.
+/// Of `data`, a slice of an L2 table of which the file has `there` bytes, the entries that it has. What a
+/// file that was cut short lacks of a table is not known, so it is not taken for zeros.
+fn listed<'a>(ctx: &ImageContext, data: &'a [u8], there: usize) -> &'a [u8] {
+    // Exact: 8 or 16.
+    let step = ctx.format.entry_size() as usize;
+    &data[..there.min(data.len()) / step * step]
+}
+
+/// The entry `at` bytes into `data`, the slice of an L2 table at `slice`, or what the file has of it.
 pub(crate) fn decode_at(
     ctx: &ImageContext,
     data: &[u8],
@@ -294,6 +304,11 @@ pub(crate) fn decode_at(
     cluster: GuestCluster,
     slice: HostOffset,
 ) -> Result<Entry> {
+    // Exact: a slice is short.
+    if at + ctx.format.entry_size() as usize > data.len() {
+        let why = format!("guest cluster {}: the file ends before its entry", cluster.0);
+        return Err(ctx.corrupt("read L2 entry", slice.0 + at as u64, why));
+    }
     let word0 = BigEndian::read_u64(&data[at..]);
     let word1 = if ctx.format.extended { BigEndian::read_u64(&data[at + 8..]) } else { 0 };
     ctx.format.decode(word0, word1, ctx.cluster().start(cluster)).map_err(|error: EntryError| {

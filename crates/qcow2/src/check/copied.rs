@@ -10,7 +10,6 @@ use super::tables::{TableRef, Words};
 use super::{Checker, Finding, Structure};
 use crate::error::Result;
 use crate::format::entry::L1Entry;
-use crate::offset::{ClusterRange, HostOffset};
 
 impl Checker<'_> {
     /// Looks at every flag, and with `fix` sets those right that are wrong.
@@ -52,7 +51,7 @@ impl Checker<'_> {
 
     /// The refcount of `cluster` on disk; `None` if it cannot be read. Past the end of the file no more
     /// slices are read than the file has clusters.
-    fn refcount_on_disk(&mut self, cluster: u64) -> Result<Option<u64>> {
+    pub(super) fn refcount_on_disk(&mut self, cluster: u64) -> Result<Option<u64>> {
         let (right, most) = (self.counts.refcount(cluster), self.file_clusters());
         Ok(self.disk.get_compared(self.storage, cluster, right, most)?)
     }
@@ -84,21 +83,8 @@ impl Checker<'_> {
     }
 
     /// Whether the cluster with the byte at `at` holds nothing but a table that is used `uses` times.
-    fn is_alone(&self, at: u64, uses: u64) -> bool {
+    pub(super) fn is_alone(&self, at: u64, uses: u64) -> bool {
         self.counts.get(at >> self.format.cluster.bits()) == uses
-    }
-
-    /// The L2 tables, each of one L1 entry of the active table, in whose cluster something else lies too; and
-    /// whether that is so of the active L1 table.
-    pub(crate) fn shared_tables(&self) -> (Vec<u64>, bool) {
-        let shared =
-            |table: &&TableRef| table.active == 1 && table.uses() == 1 && !self.is_alone(table.at, 1);
-        let tables = self.tables.iter().filter(shared).map(|table| table.at).collect();
-        let clusters = self
-            .format
-            .cluster
-            .touched(HostOffset(self.header.l1_offset), u64::from(self.header.l1_entries) * 8);
-        (tables, clusters.each().any(|cluster| self.counts.get(cluster.0) > 1))
     }
 
     fn check_l2_flag(

@@ -65,7 +65,11 @@ impl Checker<'_> {
             }
             at = snapshots.end();
         }
-        self.count_range(Structure::SnapshotTable, start, at - start, 1, 0);
+        if self.count_range(Structure::SnapshotTable, start, at - start, 1, 0) {
+            let cluster = self.format.cluster;
+            let (start, end) = (start >> cluster.bits(), cluster.count(at));
+            self.table_clusters.push(Use { start, end, active: true });
+        }
         Ok(())
     }
 

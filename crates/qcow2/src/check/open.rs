@@ -55,6 +55,7 @@ impl<'a> Checker<'a> {
             counts: Counts::new(clusters, width.max()),
             disk: DiskCounts::new(table, width, cluster.bytes()),
             tables: Vec::new(),
+            table_clusters: Vec::new(),
             report: CheckReport::default(),
             fixing: None,
             bad_entries: 0,

@@ -137,6 +137,13 @@ pub enum Finding {
     /// The COPIED flag of an entry, the `index`th of its table, does not agree with a refcount.
     #[error("entry at {at}: COPIED is {}, but the refcount of the {structure} at {offset} is {refcount}", if *.copied { "set" } else { "clear" })]
     CopiedWrong { structure: Structure, at: u64, index: u64, offset: u64, copied: bool, refcount: u64 },
+    /// Several entries of the active L1 table point at one L2 table, whose refcount says so: QEMU takes that
+    /// for sound, but a change of the table is one of each part of the disk that it maps.
+    #[error("L2 table at {offset}: {entries} entries of the L1 table point at it")]
+    SharedL2Table { offset: u64, entries: u64 },
+    /// Several tables lie in a cluster, whose refcount says so.
+    #[error("cluster {cluster}: {tables} tables lie in it")]
+    TablesOverlap { cluster: u64, tables: u64 },
     /// A refcount block has other references than that of the refcount table.
     #[error("refcount block {index} at {offset}: references {references}")]
     SharedRefcountBlock { index: u64, offset: u64, references: u64 },

@@ -27,7 +27,7 @@ const MANY_REFS: usize = 1 << 16;
 pub(super) struct TableRef {
     pub(super) at: u64,
     pub(super) active: u64,
-    others: u64,
+    pub(super) others: u64,
 }
 
 impl TableRef {
@@ -51,6 +51,7 @@ impl Checker<'_> {
         }
         self.count_uses(&uses);
         self.each_word(&spans(&uses.bytes), Self::count_l1_entry)?;
+        self.table_clusters.extend(uses.clusters);
         let tables = merged(std::mem::take(&mut self.tables));
         self.total += tables.len() as u64 * self.cluster_size() + self.disk.table.len() as u64;
         self.each_table(&tables, Self::count_l2_table)?;
@@ -143,6 +144,12 @@ impl Checker<'_> {
             let structure = Structure::L2Table;
             self.find(&Finding::Misaligned { structure, at, offset: table }, uses);
         } else if is_there {
+            if table + size > self.file_len {
+                // The entries that it has are counted, but not those that the file lacks.
+                self.tables_missing = true;
+                let structure = Structure::L2Table;
+                self.find(&Finding::PastEnd { structure, offset: table, len: size }, uses);
+            }
             self.tables.push(TableRef { at: table, active: span.active, others: span.others });
             // There are no more tables than clusters, so this happens less and less often.
             if self.tables.len() > MANY_REFS.max(2 * self.file_clusters() as usize) {

@@ -9,7 +9,7 @@
 use blockmirror_block::{ByteRange, Result, Visit};
 use byteorder::{BigEndian, ByteOrder};
 
-use super::{Meta, decode_at};
+use super::{Meta, decode_at, listed};
 use crate::context::ImageContext;
 use crate::format::entry::{CompressedRun, Entry, PlainEntry};
 use crate::offset::{GuestOffset, HostOffset};
@@ -132,9 +132,9 @@ impl Meta {
                 }
                 Some(Some(data)) => {
                     let part = ByteRange::new(at, slice_end);
-                    if walk_slice(ctx, &data[in_slice..], slice.plus(in_slice as u64), part, visit)?
-                        .is_break()
-                    {
+                    // The file may end before that.
+                    let data = data.get(in_slice..).unwrap_or_default();
+                    if walk_slice(ctx, data, slice.plus(in_slice as u64), part, visit)?.is_break() {
                         return Ok(());
                     }
                 }
@@ -162,8 +162,10 @@ impl Meta {
         let there = ctx.read_slices("read L2 table", first, &mut buf[..len]);
         if let Ok(there) = there {
             // The first one last: it is looked at next, and must not make room for the others.
-            let slices = buf[..there].chunks_exact(size).enumerate().rev();
-            slices.for_each(|(i, data)| self.l2.insert(first.plus((i * size) as u64), data));
+            let slices = buf[..there.next_multiple_of(size)].chunks_exact(size).enumerate().rev();
+            for (at, data) in slices.map(|(i, data)| (i * size, data)) {
+                self.l2.insert(first.plus(at as u64), listed(ctx, data, there - at));
+            }
         }
         self.read_ahead = buf;
         there.map(drop)

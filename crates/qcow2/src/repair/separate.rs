@@ -1,15 +1,17 @@
-//! Moves the active L1 table and L2 tables out of clusters that a guest cluster is mapped to as well.
+//! Moves the active L1 table and L2 tables out of clusters that a guest cluster is mapped to as well, or
+//! another table lies in; and gives each of several L1 entries that point at one L2 table a copy of it.
 //!
-//! Where a table and guest data lie in one cluster, a change of the table would change what the guest reads.
-//! The order is that of a copy-on-write: refcounts of the new places, copies, then what points at them; the
-//! refcounts of the old places are lowered last. Storage of a fixed length has no room for copies: there the
-//! tables stay, and so do flags in them that are wrong.
+//! Where a table and guest data lie in one cluster, a change of the table would change what the guest reads;
+//! so it would with two tables in one, and two entries on one. The order is that of a copy-on-write:
+//! refcounts of the new places, copies, then what points at them; the refcounts of the old places are lowered
+//! last. Storage of a fixed length has no room for copies: there the tables stay, and so do flags in them
+//! that are wrong.
 
 use blockmirror_block::Storage;
 use byteorder::{BigEndian, ByteOrder};
 
 use super::{Repair, fix_refcounts};
-use crate::check::{CheckObserver, Checker, Reporting};
+use crate::check::{CheckObserver, Checker, Reporting, TableToMove};
 use crate::error::Result;
 use crate::format::entry::L1Entry;
 use crate::format::header::Header;
@@ -32,36 +34,43 @@ pub(super) fn separate_tables(storage: &dyn Storage, observer: &mut dyn CheckObs
         return Ok(());
     }
     let l1_clusters = if l1_shared { (u64::from(header.l1_entries) * 8).div_ceil(size) } else { 0 };
-    let new_l1 = first + tables.len() as u64;
+    // At most the clusters of the file.
+    let new_l1 = first + tables.iter().map(|table| table.copies).sum::<u64>();
     fix_refcounts(storage, Repair::All, first..new_l1 + l1_clusters, observer)?;
     // At most 2 MiB.
     let mut buf = vec![0; size as usize];
-    for (table, new) in tables.iter().zip(first..) {
-        storage.read_at(&mut buf, *table)?;
-        storage.write_at(&buf, new * size)?;
+    let mut next = first;
+    let mut moves = Vec::with_capacity(tables.len());
+    for TableToMove { at, copies } in tables {
+        storage.read_at(&mut buf, at)?;
+        let places = next..next + copies;
+        places.clone().try_for_each(|place| storage.write_at(&buf, place * size))?;
+        next = places.end;
+        moves.push((at, places));
     }
     storage.flush()?;
-    let new_places = |table: u64| {
-        let index = tables.binary_search(&table).ok()?;
-        Some(L1Entry::owned(HostOffset((first + index as u64) * size)))
+    let mut new_place = |table: u64| {
+        let index = moves.binary_search_by_key(&table, |(at, _)| *at).ok()?;
+        Some(L1Entry::owned(HostOffset(moves[index].1.next()? * size)))
     };
-    move_l1(storage, &header, l1_shared.then_some(new_l1 * size), &new_places)?;
+    move_l1(storage, &header, l1_shared.then_some(new_l1 * size), &mut new_place)?;
     fix_refcounts(storage, Repair::All, 0..0, observer)
 }
 
-/// Has the L1 table point at the new places of L2 tables, and moves it to `to` if that is given.
+/// Has entries of the L1 table, in order, point at the new places that there are for their L2 tables, and
+/// moves it to `to` if that is given.
 fn move_l1(
     storage: &dyn Storage,
     header: &Header,
     to: Option<u64>,
-    new_places: &dyn Fn(u64) -> Option<L1Entry>,
+    new_place: &mut dyn FnMut(u64) -> Option<L1Entry>,
 ) -> Result<()> {
     // At most 32 MiB, by the cap on the header.
     let mut l1 = vec![0; header.l1_entries as usize * 8];
     storage.read_at(&mut l1, header.l1_offset)?;
     for (index, entry) in l1.chunks_exact_mut(8).enumerate() {
         let table = L1Entry(BigEndian::read_u64(entry)).table();
-        let Some(new) = table.and_then(|table| new_places(table.0)) else { continue };
+        let Some(new) = table.and_then(|table| new_place(table.0)) else { continue };
         BigEndian::write_u64(entry, new.0);
         if to.is_none() {
             storage.write_at(entry, header.l1_offset + index as u64 * 8)?;

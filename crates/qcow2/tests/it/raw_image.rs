@@ -104,6 +104,14 @@ impl RawImage {
         })
     }
 
+    /// Says that `cluster` has `count` references.
+    pub(crate) fn set_refcount(&mut self, cluster: u64, count: u64) {
+        let bytes = self.refcount_bits() / 8;
+        let per_block = self.cluster() / bytes;
+        let block = self.get(self.refcount_table() + cluster / per_block * 8);
+        self.set_len(block + cluster % per_block * bytes, count, bytes as usize);
+    }
+
     /// The image once each cluster that its refcounts call free has been written anew, as later writers may.
     pub(crate) fn free_overwritten(&self) -> Vec<u8> {
         let mut bytes = self.0.clone();

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage};
 use blockmirror_block::{BlockDevice, ErrorKind, Storage, WriteFlags};
-use blockmirror_qcow2::{CheckObserver, CreateOptions, Header, Mending, OpenOptions, Repair, check, repair};
+use blockmirror_qcow2::{
+    CheckObserver, CreateOptions, CutShort, Header, Mending, OpenOptions, Repair, check, repair,
+};
 
 use crate::check::{image, readable, repaired};
 use crate::common::qemu_check_finds_nothing;
@@ -380,4 +382,105 @@ fn new_refcounts_that_were_cut_short_are_written_again() {
     }
     tables.dedup();
     assert_eq!(tables.len(), 2, "the header changes once: {tables:?}");
+}
+
+/// Two entries of the L1 table point at one L2 table, and all refcounts say so, as QEMU's repair leaves it.
+/// It was clean, and could not be opened for writing.
+fn one_table_twice() -> RawImage {
+    let mut image = two_tables(16);
+    let (first, second) = (image.get(image.l1_at(0)) & OFFSET, image.get(image.l1_at(1)) & OFFSET);
+    for (guest, at) in (0..).zip((second..).step_by(8)).take(128) {
+        let host = image.get(at) & OFFSET;
+        let other = image.get(first + guest * 8) & OFFSET;
+        if host != 0 {
+            image.set_refcount(host / 1024, 0);
+        }
+        if other != 0 {
+            image.set_refcount(other / 1024, 2);
+            image.change(first + guest * 8, |entry| entry & !COPIED);
+        }
+    }
+    image.set_refcount(first / 1024, 2);
+    image.set_refcount(second / 1024, 0);
+    for index in 0..2 {
+        let at = image.l1_at(index);
+        image.set(at, first);
+    }
+    image
+}
+
+#[test]
+fn an_l2_table_of_two_entries_becomes_two() {
+    let damaged = one_table_twice();
+    qemu_check_finds_nothing(&damaged.0, "an_l2_table_of_two_entries_becomes_two");
+    let found = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
+    assert_eq!((found.corruptions, found.leaks, found.check_errors), (1, 0, 0));
+    let open = |image: &RawImage| {
+        OpenOptions::new().writable(true).open(Arc::new(MemoryStorage::with_contents(&image.0)))
+    };
+    assert_eq!(open(&damaged).unwrap_err().kind(), ErrorKind::Corrupt);
+    let (_, report) = repaired(&damaged.0, Repair::Leaks);
+    assert_eq!(report.unwrap().corruptions, 1, "no table is moved for leaks");
+
+    let after = keeps(&damaged, Repair::All);
+    assert!(check(&MemoryStorage::with_contents(&after.0), &mut ()).unwrap().is_clean());
+    qemu_check_finds_nothing(&after.0, "an_l2_table_of_two_entries_becomes_two");
+    let disk = open(&after).unwrap();
+    disk.write_at(&[0x77; 4096], 0, WriteFlags::FUA).unwrap();
+    let mut other = [0; 4096];
+    disk.read_at(&mut other, LONG / 2).unwrap();
+    assert_eq!(other, [0x11; 4096], "it has the same data, and its own table");
+
+    // There is no room for a copy.
+    let fixed = fixed(&damaged);
+    let report = repair(&fixed, Repair::All, &mut ()).unwrap();
+    assert_eq!(report.corruptions, 1);
+}
+
+/// A repair makes at most as many copies as the file has clusters: here it would take 4096.
+#[test]
+fn a_table_of_very_many_entries_stays() {
+    let mut damaged = two_tables(64);
+    let table = damaged.get(damaged.l1_at(0)) & OFFSET;
+    let l1 = damaged.append(4096 * 8);
+    (0..4096).for_each(|index| damaged.set(l1 + index * 8, table));
+    damaged.set(40, l1);
+    damaged.set_len(36, 4096, 4);
+    let (bytes, report) = repaired(&damaged.0, Repair::All);
+    assert_eq!(report.unwrap().corruptions, 1);
+    assert!(bytes.len() <= 2 * damaged.0.len());
+}
+
+/// The file ends in an L2 table. What the missing part maps was read as zeros in part, and taken for zeros by
+/// the check: then it was a leak, and given away by the repair of leaks.
+#[test]
+fn a_table_of_which_the_file_has_a_part_is_not_taken_for_zeros() {
+    let mut damaged = two_tables(16);
+    let (at, old) = (damaged.l1_at(0), damaged.get(damaged.l1_at(0)) & OFFSET);
+    let copy = damaged.append_copy(old, 1024);
+    damaged.set(at, copy | COPIED);
+    damaged.set_refcount(copy / 1024, 1);
+    damaged.set_refcount(old / 1024, 0);
+    let whole = readable(&damaged.0);
+    assert!(check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap().is_clean());
+    // 50 entries of 1 KiB each are there.
+    damaged.0.truncate(copy as usize + 50 * 8 + 3);
+    let found = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
+    assert_eq!(found.corruptions, 1);
+    let cut = readable(&damaged.0);
+    assert!(cut[..12] == whole[..12], "what is listed can be read");
+    assert!(cut[12..32].iter().all(Option::is_none), "what is not, cannot");
+    assert!(cut[32..] == whole[32..], "nor does it hide what another table lists");
+
+    let storage = Arc::new(MemoryStorage::with_contents(&damaged.0));
+    let refused = OpenOptions::new().writable(true).open(storage.clone()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::CutShort);
+    let lost = CutShort::find(storage.clone(), &Header::read(&*storage).unwrap()).unwrap().unwrap();
+    assert_eq!((lost.first, lost.missing, lost.complete), (50 << 10, LONG / 2 - (50 << 10), true));
+    for what in BOTH {
+        let (mut bytes, _) = repaired(&damaged.0, what);
+        bytes.truncate(copy as usize);
+        bytes.extend_from_within(old as usize..old as usize + 1024);
+        assert!(readable(&bytes) == whole, "{what:?}: with the rest of the table all is there again");
+    }
 }

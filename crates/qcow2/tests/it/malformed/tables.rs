@@ -31,11 +31,32 @@ fn l1() -> Vec<Row> {
             image.set(at, other);
         })
         .limit(ONE_CLUSTER),
+        first("two L1 entries with one L2 table, as it is counted", Sound::Small, |image| {
+            let (at, other) = (image.l1_at(1), image.get(image.l1_at(0)) & OFFSET);
+            image.set(at, other);
+            image.set_refcount(other / image.cluster(), 2);
+        })
+        .limit(ONE_CLUSTER),
         first("an L2 table in the L1 table", Sound::Plain, |image| {
             let (at, l1) = (image.l1_at(0), image.get(40));
             image.set(at, l1 | COPIED);
         })
         .limit(ONE_CLUSTER),
+        first("an L2 table in the L1 table, as it is counted", Sound::Plain, |image| {
+            let (at, l1) = (image.l1_at(0), image.get(40));
+            image.set(at, l1);
+            // Its first entry is also that of the L2 table.
+            image.set_refcount(l1 / image.cluster(), 3);
+        })
+        .limit(ONE_CLUSTER),
+        first("an L2 table of which the file has a part", Sound::Plain, |image| {
+            let at = image.l1_at(0);
+            let copy = image.append_copy(image.get(at) & OFFSET, image.cluster());
+            image.set(at, copy | COPIED);
+            image.set_refcount(copy / image.cluster(), 1);
+            image.0.truncate(copy as usize + 100);
+        })
+        .limit("an L2 table of which the file has only a part"),
         first("an L1 entry that is not COPIED, of a table of its own", Sound::Plain, |image| {
             let at = image.l1_at(0);
             image.change(at, |entry| entry & !COPIED);
