@@ -23,7 +23,7 @@ const OF_CALLERS: [(&str, &str); 8] = [
 ];
 
 /// Constants that bound a request, or how a long look is cut into pieces, and not what an image may say.
-const OF_REQUESTS: [&str; 3] = ["MAX_WRITE", "MAX_AHEAD", "MAX_PIECES"];
+const OF_REQUESTS: [&str; 4] = ["MAX_WRITE", "MAX_AHEAD", "MAX_PIECES", "MAX_CLUSTERS"];
 
 /// Refusals of LIMITS.md that are answers to failures of the storage: `fault` has them.
 const OF_FAILURES: [&str; 1] = ["a flush, or a write of the header, that fails, for want of space too"];
