@@ -105,7 +105,8 @@ impl Convert {
         } else if !bitmaps.copied.is_empty() {
             "bitmaps are copied"
         } else if let Some(format) = self.target_format.or(source.format())
-            && let Some(identity) = identity::of(self, source, format, &self.settings, sync)
+            && let Some(identity) =
+                identity::of(self, source, format, &self.settle(source, format, sync)?, sync)
         {
             let lock = self.target_access.locked();
             return Ok(Some(PlannedCheckpoint { options: options.clone(), identity, lock }));

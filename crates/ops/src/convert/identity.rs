@@ -17,8 +17,8 @@ pub(super) const PARTIAL_FILE: &str = "partial-file";
 
 const SOURCE_FILE: &str = "source-file";
 
-/// What a conversion of `source` to a new image of `format` is; `None` if the source does not lie in regular
-/// files, so that a change of it would not be seen.
+/// What a conversion of `source` to a new image of `format` with all its `settings` is; `None` if the source
+/// does not lie in regular files, so that a change of it would not be seen.
 pub(super) fn of(
     convert: &Convert,
     source: &ConvertSource,
@@ -31,6 +31,9 @@ pub(super) fn of(
     identity.push("format", format.to_string());
     identity.push("length", source.device().len().to_string());
     identity.push("sync", format!("{sync:?}"));
+    if let Some(name) = &settings.backing_file {
+        identity.push("backing", name);
+    }
     identity.push("options", format!("{settings:?}"));
     identity.push("compress", convert.compress.to_string());
     identity.push("sparseness", format!("{:?}", convert.mirror.sparseness()));
@@ -60,7 +63,50 @@ pub(super) fn explain(key: &str) -> String {
         "source-format" | "source-part" | "range" | "snapshot" | "length" => {
             "the source is another".to_owned()
         }
+        "backing" => "the backing file of the target is another".to_owned(),
         "target" => "it was a copy to another target".to_owned(),
         key => format!("the options of the target are others ({key})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use blockmirror_image::{CreateSpec, ImageName, NewImage, TargetOptions};
+
+    use super::super::CheckpointOptions;
+    use super::*;
+
+    fn qcow2(path: &Path, backing: Option<&str>) {
+        let mut settings = CreateSettings::default();
+        settings.backing_file = backing.map(str::to_owned);
+        settings.backing_format = backing.map(|_| Format::Qcow2);
+        let spec = CreateSpec::new(Format::Qcow2, 1 << 20, settings).target(TargetOptions::new());
+        NewImage::create(path, &spec).unwrap().persist().unwrap();
+    }
+
+    /// The source's backing file is the target's, by a name that led elsewhere once the directory had another
+    /// name: the copy went on with a header that named another file.
+    #[test]
+    fn the_backing_file_that_is_shared_is_part_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::create_dir(path("cur")).unwrap();
+        qcow2(&path("cur/base"), None);
+        qcow2(&path("cur/top"), Some("base"));
+        let identity = |top: &str| {
+            let source = ImageName::parse(&path(top)).unwrap();
+            let convert = Convert::new(source, path("copy"))
+                .target_format(Format::Qcow2)
+                .sync(Some(SyncMode::Top))
+                .checkpoint(CheckpointOptions::beside());
+            convert.check(convert.open_source().unwrap()).unwrap().checkpoint.unwrap().identity
+        };
+        let before = identity("cur/top");
+        assert_eq!(before.first_difference(&identity("cur/top"), &[]), None);
+        fs::rename(path("cur"), path("old")).unwrap();
+        assert_eq!(before.first_difference(&identity("old/top"), &[]).as_deref(), Some("backing"));
     }
 }
