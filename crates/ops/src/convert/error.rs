@@ -125,7 +125,7 @@ pub enum ConvertError {
     /// The checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
-    /// The mirror job failed, or was cancelled; what it has copied is kept.
+    /// The mirror job failed or was cancelled, or a step after it failed; what is copied is kept.
     #[error(transparent)]
     Interrupted(Box<KeptCopy>),
     /// The mirror job was refused; the source was only read, and no target has lost what it held.
@@ -146,13 +146,13 @@ pub enum ConvertError {
 /// What a conversion with a checkpoint has copied before it failed or was cancelled. It is kept under its
 /// temporary name, and another conversion with the same checkpoint goes on from there.
 #[derive(Debug, thiserror::Error)]
-#[error("copy: {}: {cause}; {done} of {len} bytes are kept in {}", target.display(), partial.display())]
+#[error("{cause}; {done} of {len} bytes are kept in {}", partial.display())]
 #[non_exhaustive]
 pub struct KeptCopy {
     /// The target.
     pub target: PathBuf,
-    /// Why the copy ended.
-    pub cause: mirror::Error,
+    /// Why the copy ended, or did not get its name.
+    pub cause: Box<ConvertError>,
     /// The temporary file.
     pub partial: PathBuf,
     /// The checkpoint.
@@ -205,7 +205,7 @@ impl ConvertError {
         let of_disk = |error: &block::Error| error.kind() == block::ErrorKind::Cancelled;
         match self {
             Self::Start(cause) | Self::Copy { cause, .. } => cause.kind() == mirror::ErrorKind::Cancelled,
-            Self::Interrupted(kept) => kept.cause.kind() == mirror::ErrorKind::Cancelled,
+            Self::Interrupted(kept) => kept.cause.is_cancelled(),
             Self::Disk(error) => of_disk(error),
             Self::Image(error) => error.device_error().is_some_and(of_disk),
             _ => false,

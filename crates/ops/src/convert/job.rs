@@ -255,34 +255,54 @@ impl ConvertJob {
         let incomplete = new.as_ref().is_none_or(NewImage::has_lost_contents);
         let (format, len) = (image.format(), source.device().len());
         let control = job.control().clone();
-        let copy = match job.wait() {
-            Ok(copy) => copy,
-            Err(cause) => {
-                let kept = recorder.as_ref().zip(new.as_mut());
-                let kept = kept.and_then(|(recorder, new)| keep(&control, &image, recorder, new));
-                let Some((partial, checkpoint, done)) = kept else {
-                    return Err(ConvertError::Copy { target, cause, incomplete });
-                };
-                let kept = KeptCopy { target, cause, partial, checkpoint, done, len };
-                return Err(ConvertError::Interrupted(Box::new(kept)));
-            }
-        };
+        let ended = job.wait();
         let durable = image.device().geometry().can_flush;
-        bitmaps.copy(&source, &image).map_err(|error| error.incomplete_if(incomplete))?;
-        image.close().map_err(|error| error.incomplete_if(incomplete))?;
-        if let Some(new) = new {
-            new.persist()?;
-        }
-        let resumed = recorder.as_ref().map_or(0, |recorder| recorder.resumed());
-        if let Some(recorder) = recorder {
+        // What fails from here on costs nothing that was copied.
+        let kept = recorder.as_ref().zip(new.as_mut());
+        let kept = kept.and_then(|(recorder, new)| keep(&control, &image, recorder, new));
+        let copied = match ended {
+            Ok(copy) => complete(&source, &bitmaps, image, new, incomplete).map(|()| copy),
+            Err(cause) => Err(ConvertError::Copy { target: target.clone(), cause, incomplete }),
+        };
+        // If only the last step has failed, the file has its name, and nothing is to be gone on with.
+        let kept = kept.filter(|(partial, ..)| copied.is_err() && partial.exists());
+        if let Some(recorder) = recorder.as_ref().filter(|_| kept.is_none()) {
             recorder.settle(false);
         }
+        let copy = copied.map_err(|cause| match kept {
+            Some((partial, checkpoint, done)) => {
+                let cause = Box::new(cause);
+                ConvertError::Interrupted(Box::new(KeptCopy {
+                    target,
+                    cause,
+                    partial,
+                    checkpoint,
+                    done,
+                    len,
+                }))
+            }
+            None => cause,
+        })?;
+        let resumed = recorder.as_ref().map_or(0, |recorder| recorder.resumed());
         Ok(ConvertOutcome { format, len, durable, copy, resumed })
     }
 }
 
-/// Keeps what a job that has ended without success has copied to `image`: where it is, the checkpoint, and
-/// how much that is. `None` if it is nothing.
+/// What is left to do when everything is copied.
+fn complete(
+    source: &ConvertSource,
+    bitmaps: &Selected,
+    image: Image,
+    new: Option<NewImage>,
+    incomplete: bool,
+) -> Result<(), ConvertError> {
+    bitmaps.copy(source, &image).map_err(|error| error.incomplete_if(incomplete))?;
+    image.close().map_err(|error| error.incomplete_if(incomplete))?;
+    Ok(new.map_or(Ok(()), NewImage::persist)?)
+}
+
+/// Has what a job that has ended has copied to `image` stay if the copy does not get its name: where it is,
+/// the checkpoint, and how much that is. `None` if it is nothing.
 fn keep(
     control: &MirrorControl,
     image: &Image,

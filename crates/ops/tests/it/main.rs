@@ -7,4 +7,5 @@ mod conformance;
 mod convert;
 mod power_cut;
 mod resume;
+mod resume_trouble;
 mod stream;

@@ -19,7 +19,7 @@ use blockmirror_testing::qemu::{have, run};
 
 const MIB: u64 = 1 << 20;
 /// The source's length, and where its read fails.
-const LEN: u64 = 64 * MIB;
+pub(super) const LEN: u64 = 64 * MIB;
 const BAD: u64 = 40 * MIB;
 const INTERVAL: u64 = 4 * MIB;
 /// Each operation in flight keeps a region from being done; another one is done in part.
@@ -27,11 +27,11 @@ const IN_FLIGHT: u64 = 5 * MIB;
 /// What the child reads its folder from.
 const CHILD: &str = "BLOCKMIRROR_TEST_RESUME";
 
-struct Folder(tempfile::TempDir);
+pub(super) struct Folder(pub(super) tempfile::TempDir);
 
 impl Folder {
     /// With `disk.raw`, all data but for a hole of 8 MiB at 20 MiB.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         let file = fs::File::create(folder.path("disk.raw")).unwrap();
         file.set_len(LEN).unwrap();
@@ -43,11 +43,11 @@ impl Folder {
         folder
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).unwrap();
         let mut names: Vec<_> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -57,11 +57,11 @@ impl Folder {
     }
 
     /// The conversion, of the disk itself or with a sector that cannot be read.
-    fn convert(&self, format: Format, place: &CheckpointOptions, bad: bool) -> Convert {
+    pub(super) fn convert(&self, format: Format, place: &CheckpointOptions, bad: bool) -> Convert {
         convert(self.0.path(), format, place, bad)
     }
 
-    fn same(&self, format: Format) {
+    pub(super) fn same(&self, format: Format) {
         let (disk, copy) = (self.path("disk.raw"), self.path("copy"));
         if format == Format::Raw {
             assert!(fs::read(disk).unwrap() == fs::read(copy).unwrap());
@@ -73,7 +73,7 @@ impl Folder {
     }
 }
 
-fn convert(folder: &Path, format: Format, place: &CheckpointOptions, bad: bool) -> Convert {
+pub(super) fn convert(folder: &Path, format: Format, place: &CheckpointOptions, bad: bool) -> Convert {
     let source = match bad {
         true => format!("blkdebug:{}:{}", folder.join("rules").display(), folder.join("disk.raw").display()),
         false => folder.join("disk.raw").display().to_string(),
@@ -91,11 +91,11 @@ fn options() -> MirrorOptions {
     MirrorOptions::new().buf_size(MIB).max_in_flight(4)
 }
 
-fn go(convert: &Convert) -> Result<ConvertOutcome, ConvertError> {
+pub(super) fn go(convert: &Convert) -> Result<ConvertOutcome, ConvertError> {
     convert.run(&AtomicBool::new(false), |_| {})
 }
 
-fn places(folder: &Path) -> [CheckpointOptions; 2] {
+pub(super) fn places(folder: &Path) -> [CheckpointOptions; 2] {
     [CheckpointOptions::file(folder.join("log")), CheckpointOptions::beside()]
 }
 
@@ -117,7 +117,7 @@ fn child() {
 }
 
 /// Kills a child in the middle of a copy.
-fn kill_one(folder: &Folder, format: Format, place: usize) {
+pub(super) fn kill_one(folder: &Folder, format: Format, place: usize) {
     let killed = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "resume::child", "--test-threads=1", "-q"])
         .env(CHILD, format!("{} {format} {place}", folder.0.path().display()))
