@@ -66,15 +66,23 @@ impl PreparedImage {
         }
     }
 
-    /// Goes on with the image as an interrupted run has left it, instead of [writing](Self::write) it. What a
-    /// crash has leaked of a qcow2 image is given back first.
+    /// Goes on with the image as an interrupted run has left it, instead of [writing](Self::write) it: as it
+    /// is on disk, whatever the page cache has of it. What a crash has leaked of a qcow2 image is given back
+    /// first.
     ///
     /// # Errors
     /// [`Error::Create`] if it is no such image any more; others as for opening one. The file stays.
     pub fn take_up(self) -> Result<NewImage> {
         let (spec, new) = self.into_written();
-        let storage = new.targets().next().map(Target::storage);
-        let Some(storage) = storage else { return Ok(new) };
+        let target = new.targets().next();
+        let Some((storage, file)) = target.map(|target| (target.storage(), target.new_file())) else {
+            return Ok(new);
+        };
+        // The run before may have met a failed write: then the page cache shows what the disk does not have.
+        storage.flush()?;
+        if let Some(file) = file {
+            file.recover()?;
+        }
         let changed = |why: String| Error::Create { path: storage.name().into(), why };
         match new.format() {
             Format::Raw if storage.len()? != spec.raw_len() => Err(changed(format!(

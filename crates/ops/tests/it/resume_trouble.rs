@@ -3,9 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::io::IoSliceMut;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use blockmirror_image::Format;
 use blockmirror_ops::{CheckpointOptions, ConvertError, PreparedConvert};
+use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::resume::{Folder, LEN, go, places};
 
@@ -35,4 +40,36 @@ fn a_copy_that_does_not_get_its_name_is_kept() {
         folder.same(format);
         assert_eq!(folder.names(), ["copy"]);
     }
+}
+
+/// Whether the page of `file` at `offset` is in the page cache; `None` if the system does not tell.
+fn is_cached(file: &Path, offset: u64) -> Option<bool> {
+    let file = fs::File::open(file).unwrap();
+    let mut byte = [0];
+    let buffers = &mut [IoSliceMut::new(&mut byte)];
+    match preadv2(&file, buffers, offset, ReadWriteFlags::NOWAIT) {
+        Ok(_) => Some(true),
+        Err(Errno::AGAIN) => Some(false),
+        Err(_) => None,
+    }
+}
+
+/// After a write that failed the page cache shows what the disk does not have. (Where the cache is the file
+/// system this asks nothing.)
+#[test]
+fn what_is_gone_on_with_is_read_from_the_disk() {
+    let folder = Folder::new();
+    let probe = fs::File::create(folder.path("probe")).unwrap();
+    probe.write_all_at(&[1; 4096], 0).unwrap();
+    probe.sync_all().unwrap();
+    rustix::fs::fadvise(&probe, 0, None, Advice::DontNeed).unwrap();
+    if is_cached(&folder.path("probe"), 0) != Some(false) {
+        return eprintln!("the file system keeps its pages");
+    }
+    super::resume::kill_one(&folder, Format::Raw, 1);
+    let outcome = go(&folder.convert(Format::Raw, &CheckpointOptions::beside(), false)).unwrap();
+    assert!(outcome.resumed > 0);
+    // It was copied by the first run, and the second has no reason to read it.
+    assert_eq!(is_cached(&folder.path("copy"), 12 << 20), Some(false));
+    folder.same(Format::Raw);
 }
