@@ -26,8 +26,8 @@ pub struct CreateSettings {
     /// `preallocation`.
     pub preallocation: Option<Preallocation>,
     /// Allocates in a new file what QEMU allocates there for zeros: the first block of a raw image, by which
-    /// QEMU finds out how direct I/O has to be aligned, and whole clusters of a qcow2 image's header and
-    /// refcounts.
+    /// QEMU finds out how direct I/O has to be aligned, and whole clusters of a qcow2 image's header,
+    /// refcounts and, while the image is filled by this process, L2 tables.
     pub allocated_as_qemu: bool,
     /// Takes a data file that is there already if it holds nothing but zeros: nothing is lost with it then.
     /// One with more than 1 GiB of data is not looked at to its end, and refused like one that holds

@@ -32,6 +32,7 @@ impl Qcow2 {
     /// that maps a cluster which has no refcount. Cancelling this image ends it.
     pub fn reopen(&self) -> crate::error::Result<Self> {
         let mut options = OpenOptions::new().writable(self.is_writable()).cache_bytes(self.cache_bytes);
+        options = options.whole_tables(self.ctx.whole_tables);
         if let Some(refcounts) = &self.meta.lock().refcounts {
             options = options.overlap_checks(refcounts.metadata.checks);
         }

@@ -256,6 +256,8 @@ fn new_files_take_the_space_that_qemu_img_gives_them() {
     }
     let place = Place::new();
     place.img("create -q -f raw @zeros 1M");
+    place.img("create -q -f raw @data 1G");
+    place.io_as("raw", "data", &["write -q -P 1 0 64k", "write -q -P 2 600M 64k"]);
     for line in [
         "create -q -f raw @new 1M",
         "create -q -f raw @new 1k",
@@ -263,6 +265,8 @@ fn new_files_take_the_space_that_qemu_img_gives_them() {
         "create -q -f qcow2 -o cluster_size=4k,refcount_bits=1 @new 1G",
         "convert -f raw -O raw @zeros @new",
         "convert -f raw -O qcow2 @zeros @new",
+        // Two L2 tables.
+        "convert -f raw -O qcow2 @data @new",
     ] {
         let mut blocks = Vec::new();
         for ours in [true, false] {

@@ -12,3 +12,4 @@ mod reflink;
 mod tap;
 mod tap_failures;
 mod waits;
+mod workers;
