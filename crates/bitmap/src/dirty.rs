@@ -16,6 +16,16 @@ pub const MIN_GRANULARITY: u64 = 512;
 /// The coarsest granularity in bytes: 2 GiB, that of persistent bitmaps.
 pub const MAX_GRANULARITY: u64 = 2 << 30;
 
+/// The bits of a bitmap of [`affordable_granularity`] take this much memory at most.
+const AFFORDABLE_BYTES: u64 = 32 << 20;
+
+/// The finest granularity at which a bitmap of a disk of `len` bytes takes less than 40 MiB, whatever is
+/// dirty in it: 512 bytes up to 128 GiB, 4 KiB at 1 TiB, 32 KiB at 8 TiB. (Past 512 PiB it takes more,
+/// because a granule is at most 2 GiB.)
+pub fn affordable_granularity(len: u64) -> u64 {
+    len.div_ceil(AFFORDABLE_BYTES * 8).next_power_of_two().clamp(MIN_GRANULARITY, MAX_GRANULARITY)
+}
+
 /// A granularity that no bitmap can have.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

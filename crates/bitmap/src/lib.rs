@@ -12,7 +12,7 @@
 //! dirty in runs of 64 MiB it costs 2 MiB. The worst case is something dirty and something clean in each
 //! stretch of 4096 granules: less than 600 bytes for each, which is 36 MiB for 1 TiB at 4 KiB and 300 MiB for
 //! 8 TiB. Who must not spend that takes a coarser granularity for a longer disk, as the mirror job does: it
-//! stays below 40 MiB a bitmap.
+//! stays below 40 MiB a bitmap ([`affordable_granularity`]).
 //!
 //! The crate is pure: no I/O, no locks, no clock, no dependencies. A mirror job keeps its bitmap inside the
 //! mutex of its core.
@@ -41,4 +41,6 @@ mod tests;
 mod tree;
 
 pub use chunk::ChunkBitmap;
-pub use dirty::{Cursor, DirtyBitmap, GranularityError, MAX_GRANULARITY, MIN_GRANULARITY};
+pub use dirty::{
+    Cursor, DirtyBitmap, GranularityError, MAX_GRANULARITY, MIN_GRANULARITY, affordable_granularity,
+};

@@ -6,6 +6,7 @@
 //! | [`MemoryDisk`] | a disk of any geometry, with an allocation map, a backing disk and a log |
 //! | [`RecordingStorage`] | every image that a crash could leave ([`CrashPoint`]) |
 //! | [`FaultStorage`], [`FaultDisk`] | the n-th operation fails ([`Fault`]), or is held until released ([`Gate`]) |
+//! | [`CorruptingDisk`] | one byte is stored wrongly, without an error |
 //! | [`Rng`] | random numbers of a seed, for all random tests |
 //! | [`locks_taken`] | the mutexes that a call takes |
 //!
@@ -14,6 +15,7 @@
 //! runs in it is small.
 
 mod allocation;
+mod corrupting_disk;
 mod crash;
 mod fault;
 mod fault_disk;
@@ -30,6 +32,7 @@ mod sparse;
 #[cfg(test)]
 mod tests;
 
+pub use corrupting_disk::CorruptingDisk;
 pub use crash::{CrashPoint, CrashPoints, Torn};
 pub use fault::{Done, Fault, Faults, OpKind};
 pub use fault_disk::FaultDisk;

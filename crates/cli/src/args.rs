@@ -16,6 +16,7 @@ mod look;
 mod reflink;
 mod snapshot;
 mod target;
+mod verify;
 
 use blockmirror_block::size::{SizeError, parse_size};
 use clap::{Parser, Subcommand};
@@ -42,6 +43,7 @@ pub(crate) use daemon::DaemonArgs;
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
+pub(crate) use verify::{VerifyArgs, VerifyMode};
 
 /// Columns of the help where there is no terminal to fit.
 pub(crate) const HELP_WIDTH: usize = 100;
@@ -53,6 +55,7 @@ Exit codes:
     2  usage error, nothing was touched (compare: the images could not be compared)
     3  copied, except for failed ranges, which are listed (`ignore`, --salvage; qemu-img: 0)
        check: 0 no errors, 1 not checked, 2 corrupt, 3 leaks only, 63 nothing to check (raw)
+    5  copied, but the target differs from the source (--verify): it is kept, the ranges are listed
     6  ended by a signal; what is copied is kept, and the same command goes on there
   141  the reader closed standard output (a copy continues)
 128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
@@ -173,7 +176,7 @@ mod tests {
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size reflink \
              on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart dry_run \
-             output progress bar quiet sync",
+             verify ranges only output progress bar quiet sync",
         ),
         ("convert", "compress"),
         (
@@ -185,7 +188,7 @@ mod tests {
         ("measure", "file size source_format snapshot target_format target_options ACCESS output"),
         (
             "compare",
-            "first second first_format second_format source_cache strict ACCESS output progress bar quiet",
+            "first second first_format second_format source_cache ranges strict ACCESS output progress bar quiet",
         ),
         (
             "check",

@@ -2,8 +2,10 @@
 
 use std::path::Path;
 
-use blockmirror_block::Visit;
-use blockmirror_image::{CompareError, CompareOptions, Difference, Format, Image, NodeOptions, compare};
+use blockmirror_block::{self as block, BlockDevice, ByteRange, Visit};
+use blockmirror_image::{
+    CompareError, CompareOptions, Difference, Format, Image, NodeOptions, compare, differences,
+};
 use serde_json::json;
 
 use crate::args::{CompareArgs, Output};
@@ -11,6 +13,7 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
+use crate::ranges::RangesFile;
 use crate::{json, lock_policy, qemu_words};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
@@ -33,13 +36,25 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     let len = a.len().max(b.len());
     let mut stopped = false;
     let options = CompareOptions::default().strict(args.strict);
-    let found = compare(a, b, options, &mut |done| {
+    let mut ranges = args.ranges.as_deref().map(|path| RangesFile::create(path, &interrupt)).transpose()?;
+    let progress = &mut |done| {
         let reading = Reading::of_pass(done, len);
         meter.show(console, &reading, interrupt.progress_wanted());
         stopped = interrupt.requested();
         if stopped { Visit::Break(()) } else { Visit::Continue(()) }
-    });
+    };
+    let mut failure = None;
+    let found = match &mut ranges {
+        Some(file) => Ok(all_differences(a, b, file, progress).unwrap_or_else(|error| {
+            failure = Some(Failure::from(error));
+            None
+        })),
+        None => compare(a, b, options, progress),
+    };
     meter.finish(console);
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
     let found = match found {
         Ok(found) => found,
         Err(error) => {
@@ -50,6 +65,7 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     if stopped {
         return Err(Failure::failed("compare: interrupted").exit(interrupt.exit()));
     }
+    ranges.map_or(Ok(()), RangesFile::finish)?;
     let differ = found.is_some();
     if !args.progress.quiet {
         console.print(&match args.output.output {
@@ -79,6 +95,22 @@ fn failed(console: &mut Console<'_>, args: &CompareArgs, error: CompareError, pa
     }
     console.report(after);
     Failure { exit, message: None, in_qemu: None }
+}
+
+/// Writes all ranges that differ to `file`; the first of them.
+fn all_differences(
+    a: &dyn BlockDevice,
+    b: &dyn BlockDevice,
+    file: &mut RangesFile,
+    progress: &mut dyn FnMut(u64) -> Visit,
+) -> block::Result<Option<Difference>> {
+    let mut first = None;
+    let whole = ByteRange::new(0, a.len().max(b.len()));
+    differences(a, b, whole, progress, &mut |range| {
+        first.get_or_insert(Difference::Content { offset: range.start() });
+        file.push(range);
+    })?;
+    Ok(first)
 }
 
 fn open(path: &Path, node: &NodeOptions, format: Option<Format>, args: &CompareArgs) -> Outcome<Image> {

@@ -18,8 +18,9 @@ use crate::create::{backing_failure, parse_options, set_once};
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
+use crate::ranges::{self, RangesFile};
 use crate::report;
-use crate::{checkpoint, lock_policy, prompt, qemu_words, target};
+use crate::{checkpoint, lock_policy, prompt, qemu_words, target, verify};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -82,6 +83,9 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
         let Some(complete) = with_settings(console, convert, args, format)? else { return Ok(Exit::Done) };
         convert = complete;
     }
+    if let Some(file) = &args.verify.only {
+        convert = convert.only(ranges::read(file, source.device().len())?);
+    }
     let convert = convert.checkpoint(checkpoint::wanted(console, args, source.device().len()));
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
     for name in checked.skipped_bitmaps() {
@@ -101,12 +105,14 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     let checked = checkpoint::settle(console, args, checked, &interrupt)?;
     let prepared = checked.prepare().map_err(|error| failure(args, error))?;
     checkpoint::announce(console, args, &prepared);
+    let ranges = args.verify.ranges.as_deref();
+    let ranges = ranges.map(|path| RangesFile::create(path, &interrupt)).transpose()?;
     announce(console, args, &prepared, &interrupt);
     let job = prepared.start(&|| interrupt.requested()).map_err(|error| {
         let failure = failure(args, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;
-    follow(console, args, job, &interrupt)
+    follow(console, args, job, ranges, &interrupt)
 }
 
 /// What the command line asks for, but for the options of a new target.
@@ -135,6 +141,7 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
         .target_is_zero(args.target_is_zero)
         .allow(allowed)
         .reflink(args.reflink.choice(args.sparse_size.is_some())?)
+        .verify(verify::mode(args))
         .bitmaps(match (args.bitmaps, args.skip_broken_bitmaps) {
             (false, _) => CopyBitmaps::None,
             (true, false) => CopyBitmaps::All,
@@ -226,15 +233,25 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
 }
 
 /// Follows the copy to its end, and reports what came of it.
-fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt: &Interrupt) -> Outcome {
+fn follow(
+    console: &mut Console<'_>,
+    args: &CopyArgs,
+    job: ConvertJob,
+    ranges: Option<RangesFile>,
+    interrupt: &Interrupt,
+) -> Outcome {
     if !args.progress.quiet && args.output.output == Output::Human {
         let text = console.voice.copying(job.granularity());
         console.report(&text);
     }
     let mut meter = Meter::new(console, &args.progress, "done");
     let declined = watch(console, job.control(), &mut meter, interrupt);
-    match job.finish() {
-        Ok(outcome) => report::conclude(console, args, &outcome),
+    match verify::finish(console, args, job, interrupt) {
+        Ok(outcome) => {
+            let exit = report::conclude(console, args, &outcome)?;
+            ranges.map_or(Ok(()), RangesFile::finish)?;
+            Ok(exit)
+        }
         Err(ConvertError::Copy { target, cause, incomplete }) => {
             let exit = if interrupt.requested() { interrupt.exit() } else { Exit::Failed };
             let failed = match declined {
@@ -254,6 +271,10 @@ fn follow(console: &mut Console<'_>, args: &CopyArgs, job: ConvertJob, interrupt
             Some(_) => checkpoint::failure(&error, None),
             None => checkpoint::failure(&error, Some(interrupt)),
         }),
+        Err(ConvertError::Mismatch(mismatch)) => Err(verify::failed(console, &mismatch, ranges)),
+        Err(error @ ConvertError::NotVerified { .. }) if interrupt.requested() => {
+            Err(Failure::failed(error).exit(interrupt.exit()))
+        }
         Err(error) => Err(failure(args, error)),
     }
 }
@@ -344,6 +365,9 @@ fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
         }
         ConvertError::Changed { .. } => checkpoint::failure(&error, None),
         ConvertError::NoCheckpoint { .. } => Failure::usage(error),
+        ConvertError::NoWholeHash { why, .. } => {
+            Failure::usage(format_args!("--verify=hash: {why}, and a hash verifies the whole disk"))
+        }
         ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
         ConvertError::NoFlush { .. } => {
             Failure::failed(format_args!("{error}, which --require-flush requires"))

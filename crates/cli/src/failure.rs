@@ -25,6 +25,8 @@ pub(crate) enum Exit {
     NotMapped,
     /// Done, except for ranges that were given up.
     Incomplete,
+    /// Copied, and the target is not equal to the source.
+    Mismatch,
     /// Of `check`: the image is corrupt.
     Corrupt,
     /// Of `check`: the image has leaks, and nothing else is wrong.
@@ -46,6 +48,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage | Self::NotCompared | Self::NotRead | Self::NotMapped | Self::Corrupt => 2,
             Self::Incomplete | Self::Leaks => 3,
+            Self::Mismatch => 5,
             Self::Resumable => 6,
             Self::NoChecks => 63,
             Self::Signal(signal) => 128 | u8::try_from(signal).unwrap_or(0),

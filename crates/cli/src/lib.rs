@@ -64,11 +64,13 @@ mod names;
 mod progress;
 mod prompt;
 mod qemu_words;
+mod ranges;
 mod rebase;
 mod report;
 mod resize;
 mod snapshot;
 mod target;
+mod verify;
 mod voice;
 
 use std::ffi::OsString;

@@ -74,6 +74,13 @@ fn machine(args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome<String> {
     if outcome.resumed > 0 {
         out["resumed"] = json!(outcome.resumed);
     }
+    if let (Some(verified), Value::Object(out)) = (&outcome.verified, &mut out) {
+        let mut object = json!({ "mode": verified.mode.as_str(), "bytes": verified.bytes });
+        if let (Some(hash), Value::Object(object)) = (verified.hash, &mut object) {
+            object.insert("hash".into(), json!(hash.to_string()));
+        }
+        out.insert("verified".into(), object);
+    }
     add_granularity(&mut out, copy.granularity)?;
     Ok(json::pretty(&out) + "\n")
 }

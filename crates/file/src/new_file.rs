@@ -47,7 +47,7 @@ pub struct NewFile {
     partial_path: PathBuf,
     /// The file to be replaced, locked as if it were written, so that no open image is pulled away.
     replaced: Option<Replaced>,
-    /// It has its name, or has lost the temporary one: there is nothing to be removed.
+    /// It has its name, or has lost the temporary one, or is kept: there is nothing to be removed.
     persisted: bool,
     /// It stays under its temporary name if it does not get its own.
     kept: bool,
@@ -220,6 +220,12 @@ impl NewFile {
     pub fn sync_name(&self) -> Result<()> {
         let synced = self.location.sync(self.storage.file());
         synced.map_err(|e| Error::io("sync directory", e).or_in_file(&self.name))
+    }
+
+    /// Leaves the file under its temporary name, which is returned; what has its name is as it was.
+    pub fn leave(mut self) -> PathBuf {
+        self.persisted = true;
+        self.partial_path.clone()
     }
 
     /// Carries over what the file to be replaced carries.

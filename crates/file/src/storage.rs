@@ -23,6 +23,7 @@ use crate::flushes::Flushes;
 use crate::growth::Growth;
 use crate::id::{FileId, FileKind, kind_of};
 use crate::long_write_gate::LongWriteGate;
+use crate::past_cache::{PastCache, ReadsPastCache};
 use crate::zeroes::Outcome;
 use crate::{claim, direct, holes, io, reflink, zeroes};
 
@@ -46,6 +47,7 @@ pub struct FileStorage {
     flushes: Flushes,
     growth: Growth,
     long_writes: LongWriteGate,
+    reads: ReadsPastCache,
 }
 
 /// How a file is open, as a number below 4.
@@ -134,6 +136,7 @@ impl FileStorage {
             flushes: Flushes::default(),
             growth: Growth::new(len),
             long_writes: LongWriteGate::default(),
+            reads: ReadsPastCache::default(),
         })
     }
 
@@ -174,6 +177,15 @@ impl FileStorage {
             return Ok(());
         }
         self.named(self.flush().and_then(|()| self.open_in(OpenMode { direct, ..mode })))
+    }
+
+    /// From now on reads show what the device below holds of everything that was flushed, not what the page
+    /// cache does. Writes go on as before.
+    ///
+    /// # Errors
+    /// The file cannot be opened once more, or its pages cannot be dropped.
+    pub fn read_past_cache(&self) -> Result<PastCache> {
+        self.named(self.reads.begin(&self.reopened(), self.file()))
     }
 
     /// Gives the file up although others may hold the storage for a while: what was written becomes durable,
@@ -332,6 +344,9 @@ impl FileStorage {
     }
 
     fn read_bytes(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if let Some(read) = self.reads.read(buf, offset) {
+            return read;
+        }
         match self.direct() {
             None => io::read(self.file(), buf, offset),
             Some(direct) => direct.read(self.file(), buf, offset),
@@ -520,7 +535,7 @@ impl Storage for FileStorage {
         if !self.writable.load(Ordering::Acquire) {
             return Ok(());
         }
-        self.named(self.flushes.flush(self.file()))
+        self.named(self.flushes.flush(self.file()).and_then(|()| self.reads.flushed(self.file())))
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {

@@ -2,7 +2,8 @@
 //!
 //! [`DiskHash`] (`bm1:` and 64 hexadecimal digits) is made of the digests of the disk's blocks of 1 MiB, so
 //! that threads share the work and blocks of zeros are not read: a sparse disk of 8 TiB takes seconds.
-//! [`ContentHash`] is plain BLAKE3 of all bytes, as `b3sum` prints it of a raw image.
+//! [`ContentHash`] is plain BLAKE3 of all bytes, as `b3sum` prints it of a raw image. [`BlockDigests`] keeps
+//! the digests and tells which blocks differ; [`DigestRecorder`] records them while a disk is copied.
 //!
 //! # Format of a disk hash
 //!
@@ -31,13 +32,17 @@
 #![forbid(unsafe_code)]
 
 mod content;
+mod digests;
 mod disk;
 mod options;
+mod parallel;
 mod text;
 mod walk;
 
 pub use content::ContentHash;
+pub use digests::{BlockDigests, DigestRecorder};
 pub use disk::{CONTEXT, DiskHash};
 pub use options::HashOptions;
+pub use parallel::{BlockDigest, block_digest};
 pub use text::ParseHashError;
 pub use walk::BLOCK;

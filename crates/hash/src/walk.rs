@@ -15,6 +15,11 @@ const MOST_ZERO_BLOCKS: u64 = 1 << 16;
 /// Extents fetched at once.
 const BATCH: usize = 4096;
 
+/// The blocks of a disk of `len` bytes, the last of which may be shorter.
+pub(crate) fn blocks_of(len: u64) -> u64 {
+    len.div_ceil(BLOCK)
+}
+
 /// What comes next of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Run {

@@ -19,7 +19,8 @@ use blockmirror_qcow2::Header;
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::open::{BackingRef, OpenOptions, probe};
+use crate::open::{BackingRef, OpenOptions};
+use crate::probe::probe;
 use crate::protocol_id::ProtocolId;
 use crate::protocol_layer::ProtocolLayer;
 use crate::reference::{ReferencePolicy, ReferenceRefusal, Role, directory_of, join_name, os_str};

@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Result;
 use crate::format::Format;
-use crate::open::{OpenOptions, probe};
+use crate::open::OpenOptions;
+use crate::probe::probe;
 
 /// What a check has found.
 #[derive(Clone, Debug)]

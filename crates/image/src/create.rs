@@ -485,6 +485,11 @@ impl NewImage {
         &mut self.file
     }
 
+    /// What the image and its data file were written into.
+    pub(crate) fn into_targets(self) -> (Target, Option<Target>) {
+        (self.file, self.data)
+    }
+
     /// Opens the image for writing, with its backing file under the policy of `options`.
     ///
     /// # Errors

@@ -18,7 +18,8 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Result;
 use crate::format::Format;
-use crate::open::{BackingRef, OpenOptions, probe};
+use crate::open::{BackingRef, OpenOptions};
+use crate::probe::probe;
 use crate::protocol_layer::ProtocolLayer;
 use crate::reference::join_name;
 

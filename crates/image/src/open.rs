@@ -6,6 +6,7 @@
 
 mod devices;
 mod layer;
+mod past_cache;
 mod typed;
 
 use std::ffi::OsStr;
@@ -24,10 +25,11 @@ use crate::cache::CacheMode;
 use crate::commit_base::CommitBase;
 use crate::disk_image::{Image, Note};
 use crate::error::{Error, Result};
-use crate::format::{Detected, Format, PROBE_LEN, detect};
+use crate::format::Format;
 #[cfg(feature = "nbd")]
 use crate::nbd::NbdOptions;
 use crate::node_options::NodeOptions;
+use crate::probe::probe;
 use crate::protocol::{BackingTarget, read_rules};
 use crate::protocol_id::ProtocolId;
 use crate::protocol_layer::{Access, ProtocolLayer};
@@ -57,6 +59,8 @@ pub struct OpenOptions {
     policy: ReferencePolicy,
     max_depth: u32,
     with_backing: bool,
+    past_cache: bool,
+    read_back: bool,
     commit_base: Option<CommitBase>,
     compress: bool,
     holes_if_preallocated: bool,
@@ -77,6 +81,8 @@ impl Default for OpenOptions {
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
             with_backing: true,
+            past_cache: false,
+            read_back: false,
             commit_base: None,
             compress: false,
             holes_if_preallocated: false,
@@ -339,6 +345,7 @@ impl OpenOptions {
             lock: self.lock,
             claim,
             direct: self.cache.is_direct() || self.node.direct,
+            past_cache: self.past_cache,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }
@@ -527,19 +534,6 @@ impl<'a> ChainOpener<'a> {
         self.files.push(file.id());
         self.stamps.push(file.stamp()?);
         Ok(Some(file.storage()))
-    }
-}
-
-/// Finds out the format of `storage`.
-///
-/// # Errors
-/// [`Error::ForeignFormat`] if it is recognised and not supported.
-pub(crate) fn probe(storage: &dyn Storage, path: &Path) -> Result<Format> {
-    let mut head = [0; PROBE_LEN];
-    storage.read_at(&mut head, 0)?;
-    match detect(&head) {
-        Detected::Known(format) => Ok(format),
-        Detected::Foreign(format) => Err(Error::ForeignFormat { path: path.to_owned(), format }),
     }
 }
 

@@ -46,6 +46,8 @@ pub(crate) struct Access {
     pub(crate) claim: bool,
     /// Past the host's page cache.
     pub(crate) direct: bool,
+    /// The same for reads alone, by other means where a file system has no direct I/O.
+    pub(crate) past_cache: bool,
     #[cfg(feature = "nbd")]
     pub(crate) nbd: NbdOptions,
 }
@@ -53,6 +55,14 @@ pub(crate) struct Access {
 impl Access {
     fn file_options(self) -> FileOptions {
         FileOptions::new().writable(self.writable).claim(self.claim).direct(self.direct).lock(self.lock)
+    }
+
+    /// The layer of `file`, which has been opened so.
+    fn file(self, file: FileStorage) -> Result<ProtocolLayer> {
+        if self.past_cache {
+            file.read_past_cache()?;
+        }
+        Ok(ProtocolLayer::File(Arc::new(file)))
     }
 }
 
@@ -65,12 +75,12 @@ impl ProtocolLayer {
             let options = access.nbd.apply(ClientOptions::new(uri).writable(access.writable));
             return Ok(Self::Export(Arc::new(options.open()?)));
         }
-        Ok(Self::File(Arc::new(access.file_options().open(path)?)))
+        access.file(access.file_options().open(path)?)
     }
 
     /// Opens a file that was found, which messages call `path`.
     pub(crate) fn open_handle(handle: &PathHandle, path: &Path, access: Access) -> Result<Self> {
-        Ok(Self::File(Arc::new(access.file_options().open_handle(handle, path)?)))
+        access.file(access.file_options().open_handle(handle, path)?)
     }
 
     /// Zeros.

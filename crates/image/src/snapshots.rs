@@ -13,7 +13,8 @@ use blockmirror_qcow2::{Header, NewSnapshot, Qcow2, Snapshot, SnapshotRef};
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::open::{OpenOptions, probe};
+use crate::open::OpenOptions;
+use crate::probe::probe;
 
 /// The snapshots of the image `path`, in order of its table; none if its format has none. Works on an image
 /// that is in use as far as the locks of `options` do.

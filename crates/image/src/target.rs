@@ -102,6 +102,9 @@ impl Target {
             }
             TargetFile::InPlace(file, why) => (Kind::InPlace(why), file),
         };
+        if access.past_cache {
+            file.read_past_cache()?;
+        }
         Ok(Self::new(kind, ProtocolLayer::File(file), leftovers))
     }
 
@@ -329,6 +332,14 @@ impl Target {
         self.make_durable()?;
         self.take_name()?;
         self.sync_name()
+    }
+
+    /// Leaves it as it is: a new file under its temporary name, which is returned.
+    pub(crate) fn leave(self) -> Option<PathBuf> {
+        match self.kind {
+            Kind::New(new) => Some(new.leave()),
+            Kind::InPlace(_) | Kind::Export => None,
+        }
     }
 
     /// Gives it up: a new file is removed, anything else stays as it is by now.

@@ -79,6 +79,7 @@ pub mod simulate {
     pub use crate::sim::{End, Scenario, SeedRun, Violation};
 }
 
+pub use blockmirror_bitmap::DirtyBitmap;
 pub use checkpoint::{CheckpointSink, Checkpoints};
 pub use error::{Error, ErrorKind};
 pub use granularity::{

@@ -182,7 +182,7 @@ impl MirrorOptions {
     }
 
     /// How many images from the top down decide what is copied; `None` for the whole chain.
-    pub(crate) fn counted_layers(&self) -> Option<u32> {
+    pub fn counted_layers(&self) -> Option<u32> {
         (self.sync == SyncMode::Top).then_some(self.top_layers)
     }
 
@@ -310,6 +310,11 @@ impl MirrorOptions {
     pub fn reflink(mut self, reflink: Reflink) -> Self {
         self.reflink = reflink;
         self
+    }
+
+    /// Whether a job may succeed although ranges have failed.
+    pub fn may_leave_gaps(&self) -> bool {
+        [self.on_source_error, self.on_target_error].contains(&OnError::Ignore)
     }
 
     /// The granularity for a target with clusters of `cluster_size`, if it has any.

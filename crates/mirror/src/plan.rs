@@ -115,23 +115,32 @@ pub fn plan_until(
         skip: 0,
         copy_runs: 0,
     };
-    plan.measure(source, device, rules, progress)?;
+    match &options.only {
+        Some(only) => {
+            for run in only.runs() {
+                let range = ByteRange::new(run.start, run.end.min(len));
+                plan.measure(source, device, range, rules, progress)?;
+            }
+        }
+        None => plan.measure(source, device, ByteRange::new(0, len), rules, progress)?,
+    }
     Ok(plan)
 }
 
 impl Plan {
-    /// Adds up what the extents of the whole disk need.
+    /// Adds up what the extents in `range` need.
     fn measure(
         &mut self,
         source: &dyn BlockDevice,
         target: Option<&dyn BlockDevice>,
+        range: ByteRange,
         rules: Rules,
         progress: &mut dyn FnMut(u64) -> Visit,
     ) -> Result<(), Error> {
-        let mut at = 0;
+        let mut at = range.start();
         let mut in_data = false;
-        while at < self.len {
-            let extents = scan(source, target, ByteRange::new(at, self.len), rules).map_err(
+        while at < range.end() {
+            let extents = scan(source, target, ByteRange::new(at, range.end()), rules).map_err(
                 |Failure { operation, error }| match operation {
                     Operation::Read => Error::Source(error),
                     Operation::Write => Error::Target(error),

@@ -9,11 +9,12 @@
 //! | [`Convert::check`] | names, settings and options are valid | [`CheckedConvert`], with a dry run |
 //! | [`CheckedConvert::prepare`] | the target is open for writing, and holds what it held | [`PreparedConvert`] |
 //! | [`PreparedConvert::start`] | the target is laid out, and the copy runs | [`ConvertJob`] |
-//! | [`ConvertJob::finish`] | the copy is flushed and has its name | [`ConvertOutcome`] |
+//! | [`ConvertJob::finish`] | the copy is flushed, verified if that is wanted, and has its name | [`ConvertOutcome`] |
 //!
 //! What must hold: whatever can be refused is refused before the target loses anything; a new file gets its
 //! name only when its contents are durable; a failure, a cancellation and a drop remove new files, but for
-//! what a checkpoint says can be gone on with.
+//! what a checkpoint says can be gone on with, and for a copy that was verified and is not equal to the
+//! source.
 
 mod bitmaps;
 mod check;
@@ -25,12 +26,14 @@ mod recorder;
 mod reflink;
 mod resume;
 mod source;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use blockmirror_block::ByteRange;
+use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_block::{ByteRange, Visit};
 use blockmirror_image::{
     AllowedReferences, CreateSettings, Format, ImageName, NodeOptions, OpenOptions, SnapshotRef,
     TargetOptions,
@@ -43,6 +46,7 @@ pub use checkpoint::{CheckpointOptions, DEFAULT_CHECKPOINT_INTERVAL, Interrupted
 pub use error::{ConvertError, CopyBitmapsProblem, KeptCopy};
 pub use job::{ConvertJob, ConvertOutcome, PreparedConvert};
 pub use source::ConvertSource;
+pub use verify::{Mismatch, Verified, Verify};
 
 /// How often [`Convert::run`] reports progress and looks whether it is cancelled.
 const TICK: Duration = Duration::from_millis(50);
@@ -91,6 +95,8 @@ pub struct Convert {
     checkpoint: Option<CheckpointOptions>,
     reflink: Reflink,
     mirror: MirrorOptions,
+    verify: Option<Verify>,
+    only: Option<DirtyBitmap>,
 }
 
 impl Convert {
@@ -117,6 +123,8 @@ impl Convert {
             checkpoint: None,
             reflink: Reflink::Auto,
             mirror: MirrorOptions::new(),
+            verify: None,
+            only: None,
         }
     }
 
@@ -270,6 +278,23 @@ impl Convert {
         self
     }
 
+    /// Reads the target again once it is copied and flushed, and compares it with the source, before a new
+    /// image gets its name. By default it does not.
+    #[must_use]
+    pub fn verify(mut self, verify: impl Into<Option<Verify>>) -> Self {
+        self.verify = verify.into();
+        self
+    }
+
+    /// Copies these ranges of the source and nothing else, to an image that exists
+    /// ([`existing_image`](Self::existing_image)), as [`MirrorOptions::only`] does: where a copy differs, for
+    /// instance ([`Mismatch::ranges`]). By default all of it is copied.
+    #[must_use]
+    pub fn only(mut self, ranges: impl Into<Option<DirtyBitmap>>) -> Self {
+        self.only = ranges.into();
+        self
+    }
+
     /// Converts: all steps, one after the other. `progress` is called some times a second; once `cancel` is
     /// true, the conversion ends with an error ([`ConvertError::is_cancelled`]).
     ///
@@ -289,7 +314,10 @@ impl Convert {
             let over = job.control().wait_timeout(TICK);
             progress(&job.control().progress());
             if over {
-                return job.finish();
+                return job.finish_with(&mut |_| match cancelled() {
+                    true => Visit::Break(()),
+                    false => Visit::Continue(()),
+                });
             }
             if cancelled() {
                 job.control().cancel();

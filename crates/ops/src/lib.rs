@@ -37,6 +37,7 @@ mod bench;
 mod commit;
 mod convert;
 mod error;
+mod ranges;
 mod rebase;
 mod stream;
 
@@ -45,9 +46,11 @@ pub use blockmirror_job::{JobError, JobOptions, JobProgress, Outcome};
 pub use commit::{Commit, CommitJob, CommitOutcome, OpenCommit, RunningCommit, commit_active};
 pub use convert::{
     CheckedConvert, CheckpointOptions, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource,
-    CopyBitmaps, CopyBitmapsProblem, DEFAULT_CHECKPOINT_INTERVAL, Interrupted, KeptCopy, PreparedConvert,
+    CopyBitmaps, CopyBitmapsProblem, DEFAULT_CHECKPOINT_INTERVAL, Interrupted, KeptCopy, Mismatch,
+    PreparedConvert, Verified, Verify,
 };
 pub use error::{Error, ErrorKind};
+pub use ranges::{RangeProblem, RangesError, read_ranges, write_range};
 pub use rebase::{OpenRebase, Rebase, RebaseJob};
 pub use stream::{Base, StreamJob};
 

@@ -174,6 +174,23 @@ impl Qcow2 {
         }
     }
 
+    /// Marks the image corrupt, durably: its owner has found that it does not hold what it should, and no
+    /// program writes to it before a check. Whether it has such a mark; version 2 has none.
+    ///
+    /// # Errors
+    /// The image is read-only, or its header cannot be written.
+    pub fn set_corrupt(&self) -> BlockResult<bool> {
+        self.check_writable("mark corrupt")?;
+        let _no_write_back = self.write_back.lock();
+        let header = self.header();
+        if header.version < 3 {
+            return Ok(false);
+        }
+        let marked = header.incompatible | feature::INCOMPATIBLE_CORRUPT;
+        self.write_header_word(HEADER_INCOMPATIBLE, marked)?;
+        Ok(true)
+    }
+
     pub(crate) fn write_header_word(&self, at: u64, value: u64) -> BlockResult<()> {
         let mut bytes = [0; 8];
         BigEndian::write_u64(&mut bytes, value);

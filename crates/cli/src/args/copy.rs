@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::reflink::ReflinkArgs;
 use super::snapshot::source_snapshot;
-use super::{AccessArgs, CheckpointArgs, OutputArgs, ProgressArgs, TargetArgs, size};
+use super::{AccessArgs, CheckpointArgs, OutputArgs, ProgressArgs, TargetArgs, VerifyArgs, size};
 
 pub(super) const MIRROR_EXAMPLES: &str = "\
 Examples:
@@ -19,6 +19,8 @@ Examples:
   blockmirror mirror --sync top overlay.qcow2 overlay-copy.qcow2
   blockmirror mirror -n --granularity 4K disk.raw /dev/vg/disk
   blockmirror mirror -n -O raw disk.qcow2 'nbd+unix:///disk?socket=/run/nbd.sock'
+  blockmirror mirror --verify=full --ranges differ disk.qcow2 /dev/vg/disk
+  blockmirror mirror -n --only differ disk.qcow2 /dev/vg/disk
   blockmirror mirror --dry-run --output=json disk.qcow2 copy.qcow2";
 
 pub(super) const CONVERT_EXAMPLES: &str = "\
@@ -207,6 +209,9 @@ pub(crate) struct CopyArgs {
     /// Show what would be copied, zeroed and skipped, and the granularity; write nothing
     #[arg(long, help_heading = "Copying")]
     pub(crate) dry_run: bool,
+
+    #[command(flatten)]
+    pub(crate) verify: VerifyArgs,
 
     #[command(flatten)]
     pub(crate) output: OutputArgs,

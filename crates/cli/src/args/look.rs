@@ -22,6 +22,7 @@ Examples:
 pub(super) const COMPARE_EXAMPLES: &str = "\
 Examples:
   blockmirror compare disk.qcow2 disk.raw
+  blockmirror compare --ranges differ disk.qcow2 disk.raw
   blockmirror compare -s -f raw -F raw a.raw b.raw";
 
 pub(super) const HASH_EXAMPLES: &str = "\
@@ -133,6 +134,11 @@ pub(crate) struct CompareArgs {
     /// `writethrough` and `unsafe` use it [default: writeback]
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     pub(crate) source_cache: CacheMode,
+
+    /// Write all ranges that differ to FILE, one JSON object per line (`start`, `length`), for --only of
+    /// `mirror` and `convert`. FILE must not exist
+    #[arg(long, value_name = "FILE", conflicts_with = "strict")]
+    pub(crate) ranges: Option<PathBuf>,
 
     /// Compare lengths and allocation as well
     #[arg(short = 's', long)]

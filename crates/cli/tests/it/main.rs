@@ -20,3 +20,4 @@ mod qemu_name;
 mod resize;
 mod snapshot;
 mod transcripts;
+mod verify;

@@ -57,7 +57,7 @@ impl Layer {
         options: &OpenOptions,
     ) -> blockmirror_qcow2::OpenOptions {
         let mut open = blockmirror_qcow2::OpenOptions::new()
-            .writable(self.storage.info().writable)
+            .writable(self.storage.info().writable && !options.read_back)
             .snapshot(self.snapshot.clone())
             .overlap_checks(options.node.overlap_checks)
             .whole_tables(options.node.whole_tables)

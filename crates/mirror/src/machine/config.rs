@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use blockmirror_bitmap::DirtyBitmap;
+use blockmirror_bitmap::{DirtyBitmap, affordable_granularity};
 use blockmirror_block::{Geometry, ZeroCost};
 
 use crate::granularity::MAX_GRANULARITY;
@@ -22,12 +22,6 @@ const MIN_COPY: u64 = 64 << 10;
 const DETAIL: u64 = 4096;
 /// Interval of periodic flushes of a volatile target.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
-/// The bits of a dirty bitmap may take this much memory in the worst case; beyond, the detail is coarser,
-/// also coarser than the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at 8 TiB. The worst case
-/// is a mixed leaf for each 4096 units; with what a leaf and its place in the tree take besides the bits, a
-/// bitmap then is below 40 MiB, whatever the disk. (Past 16 PiB it grows, because a unit is at most 64 MiB.)
-/// A core has three, four with sync mode top.
-const DETAIL_BUDGET: u64 = 32 << 20;
 
 /// What does not change while a job runs, but for the copy mode.
 #[derive(Clone, Debug)]
@@ -143,9 +137,12 @@ fn detail(granularity: u64, len: u64) -> u64 {
     granularity.min(DETAIL).max(affordable_unit(len))
 }
 
-/// The smallest unit of a bitmap of `len` bytes whose bits fit the budget.
+/// The smallest unit of a bitmap of `len` bytes that takes less than 40 MiB in the worst case; beyond, the
+/// detail is coarser, also coarser than the granularity that was asked for: 4 KiB up to 1 TiB, 32 KiB at
+/// 8 TiB. (Past 16 PiB it takes more, because a unit is at most 64 MiB.) A core has three bitmaps, four with
+/// sync mode top.
 pub(crate) fn affordable_unit(len: u64) -> u64 {
-    len.div_ceil(DETAIL_BUDGET * 8).next_power_of_two().min(MAX_GRANULARITY)
+    affordable_granularity(len).min(MAX_GRANULARITY)
 }
 
 pub(crate) fn floor_power_of_two(n: u64) -> u64 {

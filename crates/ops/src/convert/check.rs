@@ -15,6 +15,7 @@ use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
 use super::bitmaps::Selected;
 use super::checkpoint::{Place, PlannedCheckpoint};
 use super::source::in_units;
+use super::verify::{Verification, Verify};
 use super::{Convert, ConvertError, ConvertSource, identity};
 
 /// A [`Convert`] whose source is open and whose options are valid.
@@ -31,6 +32,7 @@ pub struct CheckedConvert {
     /// The target's data is stored compressed.
     pub(super) compress: bool,
     pub(super) checkpoint: Option<PlannedCheckpoint>,
+    pub(super) verify: Option<Verification>,
 }
 
 /// What is written into.
@@ -60,14 +62,19 @@ impl Convert {
         };
         let mirror = self.mirror.clone().sync(sync).longer_target(self.existing);
         let mirror = mirror.target_is_zero(self.target_is_zero).whole_clusters(self.compress);
-        let mirror = self.with_reflink(mirror);
+        let mirror = self.with_reflink(mirror).only(self.only.clone());
         mirror.check().map_err(ConvertError::Start)?;
+        if self.only.is_some() && !self.existing {
+            return Err(ConvertError::OnlyInto { target: self.target.clone() });
+        }
         if let Some(image) = source.user_of(&self.target) {
             return Err(is_source(&self.target, image));
         }
+        self.check_verify(&mirror)?;
         let bitmaps = self.select_bitmaps(&source)?;
         let open = self.target_access.clone().claim(!self.target_file.forced());
         let checkpoint = self.plan_checkpoint(&source, sync, &bitmaps)?;
+        let open = open.past_cache(self.verify.is_some());
         let (kind, open) = if self.existing {
             let policy = self.allowed().policy_for(&self.target)?;
             let open = open.policy(policy).format(self.target_format).node(self.target_node.clone());
@@ -75,6 +82,12 @@ impl Convert {
         } else {
             self.check_new(&source, open, sync, &bitmaps)?
         };
+        let verify = self.verify.map(|mode| Verification {
+            mode,
+            layers: mirror.counted_layers(),
+            only: self.only.clone(),
+            open: open.clone(),
+        });
         Ok(CheckedConvert {
             source,
             target: self.target.clone(),
@@ -85,6 +98,7 @@ impl Convert {
             require_flush: self.require_flush,
             compress: self.compress,
             checkpoint,
+            verify,
         })
     }
 
@@ -104,6 +118,8 @@ impl Convert {
             "the target has a data file"
         } else if !bitmaps.copied.is_empty() {
             "bitmaps are copied"
+        } else if self.verify == Some(Verify::Readback) {
+            "writes of an interrupted run cannot be read back"
         } else if let Some(format) = self.target_format.or(source.format())
             && let Some(identity) =
                 identity::of(self, source, format, &self.settle(source, format, sync)?, sync)
@@ -117,6 +133,17 @@ impl Convert {
             Place::Beside => Ok(None),
             Place::File(_) => Err(ConvertError::NoCheckpoint { target: self.target.clone(), why }),
         }
+    }
+
+    /// A hash is one of the whole disk.
+    fn check_verify(&self, mirror: &MirrorOptions) -> Result<(), ConvertError> {
+        let why = match self.verify {
+            Some(Verify::Hash) if mirror.counted_layers().is_some() => "only the top of the source is copied",
+            Some(Verify::Hash) if self.only.is_some() => "a part of the source is copied",
+            Some(Verify::Hash) if mirror.may_leave_gaps() => "ranges that fail are left out",
+            _ => return Ok(()),
+        };
+        Err(ConvertError::NoWholeHash { target: self.target.clone(), why })
     }
 
     /// Several sources have no backing file in common with a target.

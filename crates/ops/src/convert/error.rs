@@ -8,6 +8,8 @@ use blockmirror_checkpoint as checkpoint;
 use blockmirror_image::{self as image, BackingSettingsError};
 use blockmirror_mirror as mirror;
 
+use super::verify::Mismatch;
+
 /// Why a [`Convert`](super::Convert) failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -141,6 +143,37 @@ pub enum ConvertError {
         /// Whether the target still exists, with a part of the copy.
         incomplete: bool,
     },
+    /// A copy of a part is to be verified by a hash, which is one of the whole disk.
+    #[error("copy: {}: {why}, and a hash verifies the whole disk", target.display())]
+    NoWholeHash {
+        /// The target.
+        target: PathBuf,
+        /// What is left out.
+        why: &'static str,
+    },
+    /// Some ranges alone are to be copied to a new image, which would have nothing in the others.
+    #[error("copy: {}: ranges are copied to an image that exists", target.display())]
+    OnlyInto {
+        /// The target.
+        target: PathBuf,
+    },
+    /// The copy could not be verified; a new image is gone then.
+    #[error(
+        "verify: {}: {cause}{}",
+        target.display(),
+        if *kept { "; the target is kept, and not verified" } else { "" }
+    )]
+    NotVerified {
+        /// The target.
+        target: PathBuf,
+        /// Why not.
+        cause: Box<image::Error>,
+        /// Whether the target still exists.
+        kept: bool,
+    },
+    /// The copy was verified, and is not equal to the source.
+    #[error("{0}")]
+    Mismatch(Box<Mismatch>),
 }
 
 /// What a conversion with a checkpoint has copied before it failed or was cancelled. It is kept under its
@@ -208,6 +241,7 @@ impl ConvertError {
             Self::Interrupted(kept) => kept.cause.is_cancelled(),
             Self::Disk(error) => of_disk(error),
             Self::Image(error) => error.device_error().is_some_and(of_disk),
+            Self::NotVerified { cause, .. } => cause.device_error().is_some_and(of_disk),
             _ => false,
         }
     }

@@ -1,9 +1,12 @@
 //! The last steps of a conversion: the target is laid out, the job copies, the copy becomes durable.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blockmirror_image::{FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target};
+use blockmirror_block::Visit;
+use blockmirror_image::{
+    self as image, FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target,
+};
 use blockmirror_mirror::{
     self as mirror, CheckpointSink, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions,
 };
@@ -14,6 +17,7 @@ use super::error::KeptCopy;
 use super::recorder::Recorder;
 use super::resume::PreparedCheckpoint;
 use super::source::in_units;
+use super::verify::{Copied, Observer, Verdict, Verification, Verified};
 use super::{ConvertError, ConvertSource, Interrupted, reflink};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
@@ -26,6 +30,7 @@ pub struct PreparedConvert {
     mirror: MirrorOptions,
     bitmaps: Selected,
     compress: bool,
+    verify: Option<Verification>,
 }
 
 #[derive(Debug)]
@@ -78,8 +83,8 @@ impl CheckedConvert {
 
 impl PreparedConvert {
     fn existing(checked: CheckedConvert, image: Image) -> Self {
-        let CheckedConvert { source, target, mirror, bitmaps, compress, .. } = checked;
-        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps, compress }
+        let CheckedConvert { source, target, mirror, bitmaps, compress, verify, .. } = checked;
+        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps, compress, verify }
     }
 
     fn new(
@@ -88,10 +93,10 @@ impl PreparedConvert {
         checkpoint: Option<PreparedCheckpoint>,
         backing: Option<Image>,
     ) -> Self {
-        let CheckedConvert { source, target, open, mirror, bitmaps, compress, .. } = checked;
+        let CheckedConvert { source, target, open, mirror, bitmaps, compress, verify, .. } = checked;
         let open = open.compress(compress);
         let kind = Kind::New(Box::new(NewTarget { prepared, checkpoint, backing, open }));
-        Self { source, target, kind, mirror, bitmaps, compress }
+        Self { source, target, kind, mirror, bitmaps, compress, verify }
     }
 
     /// The new image, unless the target exists.
@@ -151,7 +156,7 @@ impl PreparedConvert {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
-        let Self { source, target, kind, mut mirror, bitmaps, compress } = self;
+        let Self { source, target, kind, mut mirror, bitmaps, compress, verify } = self;
         let (image, new, recorder) = match kind {
             Kind::Existing(image) => (*image, None, None),
             Kind::New(new) => {
@@ -182,10 +187,18 @@ impl PreparedConvert {
             mirror = mirror.target_is_zero(true);
         }
         let unit = image.device().geometry().cluster_size.filter(|_| compress);
-        let (from, to) = (in_units(source.device(), unit), in_units(image.device(), unit));
+        let disks = (Arc::clone(source.device()), Arc::clone(image.device()));
+        let (disks, verify) = match verify {
+            Some(verify) => {
+                let (disks, observer) = verify.observe(disks)?;
+                (disks, Some((verify, observer)))
+            }
+            None => (disks, None),
+        };
+        let (from, to) = (in_units(&disks.0, unit), in_units(&disks.1, unit));
         let checkpoints = recorder.as_ref().map(|recorder| recorder.checkpoints());
         match MirrorJob::start_with_checkpoints(from, to, mirror, checkpoints) {
-            Ok(job) => Ok(ConvertJob { job, source, image, recorder, new, target, bitmaps }),
+            Ok(job) => Ok(ConvertJob { job, source, image, recorder, new, target, bitmaps, verify }),
             Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),
         }
     }
@@ -211,6 +224,7 @@ fn not_started(
 pub struct ConvertJob {
     // In this order: the job ends before its images close, and those before the files go.
     job: MirrorJob,
+    verify: Option<(Verification, Observer)>,
     source: ConvertSource,
     image: Image,
     recorder: Option<Arc<Recorder>>,
@@ -233,6 +247,8 @@ pub struct ConvertOutcome {
     pub copy: mirror::Outcome,
     /// Bytes of the disk that an interrupted run had copied.
     pub resumed: u64,
+    /// What was verified, if that was wanted.
+    pub verified: Option<Verified>,
 }
 
 impl ConvertJob {
@@ -246,12 +262,30 @@ impl ConvertJob {
         self.job.granularity()
     }
 
-    /// Waits for the copy, makes it durable, and gives a new image its name.
+    /// Waits for the copy, makes it durable, verifies it if that is wanted, and gives a new image its name.
     ///
     /// # Errors
-    /// [`ConvertError`]; new files are gone then.
+    /// [`ConvertError`]; new files are gone then, unless it is [`ConvertError::Mismatch`].
     pub fn finish(self) -> Result<ConvertOutcome, ConvertError> {
-        let Self { job, source, image, recorder, mut new, target, bitmaps } = self;
+        self.finish_with(&mut |_| Visit::Continue(()))
+    }
+
+    /// The length of the disk.
+    pub fn disk_len(&self) -> u64 {
+        self.source.device().len()
+    }
+
+    /// Whether the copy is verified once it is complete.
+    pub fn verifies(&self) -> bool {
+        self.verify.is_some()
+    }
+
+    /// The same; `progress` gets the offset up to which the copy is verified, and says whether to go on.
+    ///
+    /// # Errors
+    /// As for [`finish`](Self::finish).
+    pub fn finish_with(self, progress: &mut dyn FnMut(u64) -> Visit) -> Result<ConvertOutcome, ConvertError> {
+        let Self { job, source, image, recorder, mut new, target, bitmaps, verify } = self;
         let incomplete = new.as_ref().is_none_or(NewImage::has_lost_contents);
         let (format, len) = (image.format(), source.device().len());
         let control = job.control().clone();
@@ -261,15 +295,20 @@ impl ConvertJob {
         let kept = recorder.as_ref().zip(new.as_mut());
         let kept = kept.and_then(|(recorder, new)| keep(&control, &image, recorder, new));
         let copied = match ended {
-            Ok(copy) => complete(&source, &bitmaps, image, new, incomplete).map(|()| copy),
+            Ok(copy) => {
+                let ending = Ending { source: &source, bitmaps: &bitmaps, target: &target, incomplete };
+                ending.complete(image, new, verify, &copy, progress).map(|verified| (copy, verified))
+            }
             Err(cause) => Err(ConvertError::Copy { target: target.clone(), cause, incomplete }),
         };
         // If only the last step has failed, the file has its name, and nothing is to be gone on with.
-        let kept = kept.filter(|(partial, ..)| copied.is_err() && partial.exists());
+        // What is wrong must not be gone on with either.
+        let can_go_on = matches!(&copied, Err(error) if !matches!(error, ConvertError::Mismatch(_)));
+        let kept = kept.filter(|(partial, ..)| can_go_on && partial.exists());
         if let Some(recorder) = recorder.as_ref().filter(|_| kept.is_none()) {
             recorder.settle(false);
         }
-        let copy = copied.map_err(|cause| match kept {
+        let (copy, verified) = copied.map_err(|cause| match kept {
             Some((partial, checkpoint, done)) => {
                 let cause = Box::new(cause);
                 ConvertError::Interrupted(Box::new(KeptCopy {
@@ -284,21 +323,62 @@ impl ConvertJob {
             None => cause,
         })?;
         let resumed = recorder.as_ref().map_or(0, |recorder| recorder.resumed());
-        Ok(ConvertOutcome { format, len, durable, copy, resumed })
+        Ok(ConvertOutcome { format, len, durable, copy, resumed, verified })
     }
 }
 
-/// What is left to do when everything is copied.
-fn complete(
-    source: &ConvertSource,
-    bitmaps: &Selected,
-    image: Image,
-    new: Option<NewImage>,
+/// What the last steps of a conversion that has copied all need.
+struct Ending<'a> {
+    source: &'a ConvertSource,
+    bitmaps: &'a Selected,
+    target: &'a Path,
+    /// Whether a failure leaves a part of the copy.
     incomplete: bool,
-) -> Result<(), ConvertError> {
-    bitmaps.copy(source, &image).map_err(|error| error.incomplete_if(incomplete))?;
-    image.close().map_err(|error| error.incomplete_if(incomplete))?;
-    Ok(new.map_or(Ok(()), NewImage::persist)?)
+}
+
+impl Ending<'_> {
+    /// Makes the copy durable, verifies it if that is wanted, and gives a new image its name.
+    fn complete(
+        &self,
+        image: Image,
+        new: Option<NewImage>,
+        verify: Option<(Verification, Observer)>,
+        copy: &mirror::Outcome,
+        progress: &mut dyn FnMut(u64) -> Visit,
+    ) -> Result<Option<Verified>, ConvertError> {
+        let format = image.format();
+        self.bitmaps.copy(self.source, &image).map_err(|error| error.incomplete_if(self.incomplete))?;
+        let verify = match verify {
+            Some((verify, observer)) => {
+                let observed = observer.finish().map_err(|error| self.not_verified(error.into()))?;
+                Some((verify, observed))
+            }
+            None => None,
+        };
+        image.close().map_err(|error| error.incomplete_if(self.incomplete))?;
+        let mut verified = None;
+        if let Some((verify, observed)) = verify {
+            let source = &**self.source.device();
+            let copied = Copied { source, path: self.target, format, new: new.as_ref(), outcome: copy };
+            match verify.run(&copied, observed, progress) {
+                Ok(Verdict::Equal(equal)) => verified = Some(equal),
+                Ok(Verdict::Differs(ranges)) => {
+                    let mismatch = verify.keep(self.target.to_owned(), format, new, ranges);
+                    return Err(ConvertError::Mismatch(Box::new(mismatch)));
+                }
+                Err(cause) => return Err(self.not_verified(cause)),
+            }
+        }
+        if let Some(new) = new {
+            new.persist()?;
+        }
+        Ok(verified)
+    }
+
+    fn not_verified(&self, cause: image::Error) -> ConvertError {
+        let target = self.target.to_owned();
+        ConvertError::NotVerified { target, cause: Box::new(cause), kept: self.incomplete }
+    }
 }
 
 /// Has what a job that has ended has copied to `image` stay if the copy does not get its name: where it is,

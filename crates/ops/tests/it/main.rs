@@ -9,3 +9,4 @@ mod power_cut;
 mod resume;
 mod resume_trouble;
 mod stream;
+mod verify;

@@ -29,5 +29,14 @@ pub(super) fn line(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
         human_size(copy.skipped),
         copy.elapsed.as_secs_f64()
     );
-    one_line(&line) + "\n"
+    let mut text = one_line(&line) + "\n";
+    if let Some(verified) = &outcome.verified {
+        let (bytes, mode) = (human_size(verified.bytes), verified.mode.as_str());
+        text.push_str(&format!("verified ({mode}): {bytes} equal"));
+        if let Some(hash) = verified.hash {
+            text.push_str(&format!(", {hash}"));
+        }
+        text.push('\n');
+    }
+    text
 }

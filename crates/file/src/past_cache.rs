@@ -1,0 +1,165 @@
+//! Reads past the host's page cache, of a file that is written through it.
+//!
+//! Asked for by callers that verify what they have written
+//! ([`FileStorage::read_past_cache`](crate::FileStorage::read_past_cache)). A second descriptor with
+//! `O_DIRECT` reads; the kernel writes dirty pages of a range back before it reads the range so. Where the
+//! file system refuses that, each flush drops the file's pages, and the next read fetches them anew.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use blockmirror_block::{Error, Result};
+use rustix::fs::{Advice, OFlags};
+use rustix::io::Errno;
+
+use crate::direct::Direct;
+
+/// How reads get past the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PastCache {
+    /// By `O_DIRECT`: each read is one of the device below.
+    Direct,
+    /// The cached pages of the file are dropped after each flush: a read of what was flushed is one of the
+    /// device below, unless the kernel has kept a page.
+    Dropped,
+}
+
+/// Whether reads go past the page cache, and how.
+#[derive(Debug, Default)]
+pub(crate) struct ReadsPastCache(OnceLock<Way>);
+
+#[derive(Debug)]
+enum Way {
+    Direct(File, Direct),
+    Dropped,
+}
+
+impl Way {
+    fn kind(&self) -> PastCache {
+        match self {
+            Self::Direct(..) => PastCache::Direct,
+            Self::Dropped => PastCache::Dropped,
+        }
+    }
+}
+
+impl ReadsPastCache {
+    /// From now on reads of `file`, which is opened anew as `path`, go past the cache.
+    pub(crate) fn begin(&self, path: &Path, file: &File) -> Result<PastCache> {
+        if let Some(way) = self.0.get() {
+            return Ok(way.kind());
+        }
+        let way = open_direct(path)?;
+        if matches!(way, Way::Dropped) {
+            drop_pages(file)?;
+        }
+        Ok(self.0.get_or_init(|| way).kind())
+    }
+
+    /// Fills `buf` if reads go past the cache by a descriptor of their own.
+    pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
+        match self.0.get()? {
+            Way::Direct(file, direct) => Some(direct.read(file, buf, offset)),
+            Way::Dropped => None,
+        }
+    }
+
+    /// `file` has been flushed.
+    pub(crate) fn flushed(&self, file: &File) -> Result<()> {
+        match self.0.get() {
+            Some(Way::Dropped) => drop_pages(file),
+            Some(Way::Direct(..)) | None => Ok(()),
+        }
+    }
+}
+
+fn open_direct(path: &Path) -> Result<Way> {
+    let flags = (OFlags::DIRECT | OFlags::NOCTTY).bits().cast_signed();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(Way::Dropped),
+        Err(e) => return Err(Error::io("open anew", e)),
+    };
+    let direct = Direct::new(&file, false)?;
+    // Some file systems open such a descriptor and refuse its reads.
+    match direct.read(&file, &mut [0; 512], 0) {
+        Ok(()) => Ok(Way::Direct(file, direct)),
+        Err(_) => Ok(Way::Dropped),
+    }
+}
+
+fn drop_pages(file: &File) -> Result<()> {
+    let dropped = rustix::fs::fadvise(file, 0, None, Advice::DontNeed);
+    dropped.map_err(|e| Error::io("drop cached pages", e.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use blockmirror_block::Storage;
+    use rustix::io::{ReadWriteFlags, preadv2};
+
+    use super::*;
+    use crate::FileOptions;
+
+    /// Whether the first bytes of `file` are in the page cache; `None` where the file system does not say.
+    fn is_cached(file: &File) -> Option<bool> {
+        let mut buf = [0; 512];
+        match preadv2(file.as_fd(), &mut [std::io::IoSliceMut::new(&mut buf)], 0, ReadWriteFlags::NOWAIT) {
+            Ok(_) => Some(true),
+            Err(Errno::AGAIN) => Some(false),
+            Err(_) => None,
+        }
+    }
+
+    /// A read that is answered by the page cache proves nothing about the device below.
+    #[test]
+    fn a_read_past_the_cache_is_not_answered_by_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = FileOptions::new().create_new(true).open(dir.path().join("a")).unwrap();
+        let bytes = vec![7; 1 << 20];
+        storage.write_at(&bytes, 0).unwrap();
+        storage.flush().unwrap();
+        let cached = File::open(dir.path().join("a")).unwrap();
+        if is_cached(&cached) != Some(true) {
+            return blockmirror_testing::skip_unsupported(format_args!(
+                "reads past the page cache: the file system does not say what is cached"
+            ));
+        }
+        let way = storage.read_past_cache().unwrap();
+        storage.flush().unwrap();
+        let mut read = vec![0; 1 << 20];
+        match way {
+            PastCache::Dropped => assert_eq!(is_cached(&cached), Some(false)),
+            PastCache::Direct => {
+                drop_pages(storage.file()).unwrap();
+                storage.read_at(&mut read, 0).unwrap();
+                assert_eq!(is_cached(&cached), Some(false));
+            }
+        }
+        storage.read_at(&mut read, 0).unwrap();
+        assert!(read == bytes);
+    }
+
+    /// What is not flushed yet is seen too, and so is a file's odd end.
+    #[test]
+    fn it_reads_what_was_written() {
+        for dir in [Path::new("/dev/shm"), &std::env::temp_dir()] {
+            let Ok(dir) = tempfile::tempdir_in(dir) else { continue };
+            let storage = FileOptions::new().create_new(true).open(dir.path().join("a")).unwrap();
+            storage.read_past_cache().unwrap();
+            storage.write_at(b"abc", 5000).unwrap();
+            let mut read = [1; 10];
+            storage.read_at(&mut read, 4998).unwrap();
+            assert_eq!(&read, b"\0\0abc\0\0\0\0\0");
+            storage.flush().unwrap();
+            storage.write_at(b"d", 5001).unwrap();
+            storage.read_at(&mut read, 4998).unwrap();
+            assert_eq!(&read, b"\0\0adc\0\0\0\0\0");
+        }
+    }
+}

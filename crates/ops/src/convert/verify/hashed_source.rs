@@ -1,0 +1,312 @@
+//! The source of a copy, which is hashed while it is copied.
+//!
+//! Reads are answered from blocks of 1 MiB that are read as a whole, once: what is hashed is what the copy
+//! gets. A block stays in memory until all of it has been read, or others need the room.
+//!
+//! ```text
+//!   mover: read_at ---> block in memory? --no--> read it, hash it, record the digest
+//!                            |  yes
+//!                            v
+//!                      copy the piece
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
+use blockmirror_block::{
+    BlockDevice, ByteRange, Error, Extent, Geometry, Result, Visit, WriteFlags, ZeroFlags,
+};
+use blockmirror_hash::{BLOCK, BlockDigests, DigestRecorder, HashOptions};
+
+/// Blocks that are kept although nothing reads them at this moment.
+const MOST_KEPT: usize = 32;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(in crate::convert) struct HashedSource {
+    inner: Arc<dyn BlockDevice>,
+    recorder: DigestRecorder,
+    /// *Guards* the blocks in memory. *Order*: leaf. *Not under it*: device calls, hashing.
+    blocks: Mutex<Blocks>,
+    /// A block has been read, or could not be.
+    loaded: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Blocks {
+    by_number: BTreeMap<u64, Slot>,
+    /// Counts uses, so that the block is found that was used least lately.
+    clock: u64,
+    /// Blocks that were read twice and held something else the second time.
+    unstable: Vec<u64>,
+}
+
+#[derive(Debug)]
+enum Slot {
+    /// A thread reads it.
+    Loading,
+    Loaded {
+        bytes: Arc<Vec<u8>>,
+        used: u64,
+        /// Bytes that were not asked for so far.
+        left: u64,
+    },
+}
+
+impl HashedSource {
+    pub(super) fn new(inner: Arc<dyn BlockDevice>) -> Self {
+        Self { inner, recorder: DigestRecorder::new(), blocks: Mutex::default(), loaded: Condvar::new() }
+    }
+
+    /// The digests of the whole source, as far as it was copied those of what the copy got; and the blocks
+    /// that were read twice and were not the same. What was not read is read now.
+    pub(super) fn digests(
+        &self,
+        stop: &mut dyn FnMut() -> Visit,
+    ) -> Result<Option<(BlockDigests, Vec<ByteRange>)>> {
+        let unstable = std::mem::take(&mut self.blocks.lock().unstable);
+        let unstable = unstable.into_iter().map(|number| self.range(number)).collect();
+        let digests = self.recorder.complete(&*self.inner, &HashOptions::new(), &mut |_| stop())?;
+        Ok(digests.map(|digests| (digests, unstable)))
+    }
+
+    fn range(&self, number: u64) -> ByteRange {
+        ByteRange::at(number * BLOCK, BLOCK).intersect(ByteRange::new(0, self.inner.len()))
+    }
+
+    /// The block `number`, of which `wanted` bytes are asked for.
+    fn block(&self, number: u64, wanted: u64) -> Result<Arc<Vec<u8>>> {
+        let mut blocks = self.blocks.lock();
+        loop {
+            match blocks.by_number.get(&number) {
+                None => break,
+                Some(Slot::Loading) => blocks = self.loaded.wait(blocks),
+                Some(Slot::Loaded { bytes, .. }) => {
+                    let bytes = Arc::clone(bytes);
+                    blocks.use_part(number, wanted);
+                    return Ok(bytes);
+                }
+            }
+        }
+        blocks.make_room();
+        blocks.by_number.insert(number, Slot::Loading);
+        drop(blocks);
+        // A panic of the device must not leave the others waiting.
+        let mut loading = Loading { source: self, number, bytes: None };
+        let range = self.range(number);
+        let mut bytes = vec![0; range.len() as usize];
+        self.inner.read_at(&mut bytes, range.start())?;
+        if self.recorder.record(range.start(), &bytes) {
+            self.blocks.lock().unstable.push(number);
+        }
+        let bytes = Arc::new(bytes);
+        loading.bytes = Some((Arc::clone(&bytes), wanted));
+        drop(loading);
+        Ok(bytes)
+    }
+}
+
+impl Blocks {
+    /// `wanted` bytes of a block in memory are read: it goes when that was the rest of it.
+    fn use_part(&mut self, number: u64, wanted: u64) {
+        self.clock += 1;
+        let clock = self.clock;
+        if let Some(Slot::Loaded { used, left, .. }) = self.by_number.get_mut(&number) {
+            (*used, *left) = (clock, left.saturating_sub(wanted));
+            if *left == 0 {
+                self.by_number.remove(&number);
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        let used = |slot: &Slot| match slot {
+            Slot::Loaded { used, .. } => Some(*used),
+            Slot::Loading => None,
+        };
+        while self.by_number.values().filter_map(used).count() >= MOST_KEPT {
+            let slots = self.by_number.iter().filter_map(|(number, slot)| Some((used(slot)?, *number)));
+            let Some((_, oldest)) = slots.min() else { return };
+            self.by_number.remove(&oldest);
+        }
+    }
+}
+
+/// A block that is being read. Dropped without bytes it is forgotten, so that the next thread tries itself.
+struct Loading<'a> {
+    source: &'a HashedSource,
+    number: u64,
+    bytes: Option<(Arc<Vec<u8>>, u64)>,
+}
+
+impl Drop for Loading<'_> {
+    fn drop(&mut self) {
+        let mut blocks: MutexGuard<'_, Blocks> = self.source.blocks.lock();
+        match self.bytes.take() {
+            Some((bytes, wanted)) => {
+                let left = bytes.len() as u64;
+                blocks.by_number.insert(self.number, Slot::Loaded { bytes, used: 0, left });
+                blocks.use_part(self.number, wanted);
+            }
+            None => {
+                blocks.by_number.remove(&self.number);
+            }
+        }
+        drop(blocks);
+        self.source.loaded.notify_all();
+    }
+}
+
+impl BlockDevice for HashedSource {
+    fn len(&self) -> u64 {
+        self.inner.len()
+    }
+
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.inner.geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let range = match ByteRange::checked(offset, buf.len()) {
+            Some(range) if range.end() <= self.len() => range,
+            _ => {
+                let error = Error::out_of_bounds("read", offset, buf.len() as u64, self.len());
+                return Err(error.in_file(self.name()));
+            }
+        };
+        let mut at = range.start();
+        while at < range.end() {
+            let number = at / BLOCK;
+            let block = self.range(number);
+            let piece = ByteRange::new(at, range.end()).intersect(block);
+            let bytes = self.block(number, piece.len())?;
+            let from = (piece.start() - block.start()) as usize;
+            let to = (piece.start() - range.start()) as usize;
+            let len = piece.len() as usize;
+            buf[to..to + len].copy_from_slice(&bytes[from..from + len]);
+            at = piece.end();
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.inner.write_at(buf, offset, flags)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.inner.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.inner.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.inner.flush()
+    }
+
+    /// Without the places in host files: what is copied past this device is not hashed.
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.inner.extents(range, &mut |mut extent| {
+            extent.host = None;
+            visit(extent)
+        })
+    }
+
+    fn forwards_to(&self) -> Option<Arc<dyn BlockDevice>> {
+        Some(Arc::clone(&self.inner))
+    }
+
+    fn write_would_wait(&self, range: ByteRange) -> bool {
+        self.inner.write_would_wait(range)
+    }
+
+    fn cancel_in_flight(&self) {
+        self.inner.cancel_in_flight();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_block::testing::{DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+    use blockmirror_hash::DiskHash;
+
+    use super::*;
+
+    const LEN: u64 = 3 * BLOCK + 4096;
+
+    fn disk() -> Arc<MemoryDisk> {
+        let disk = MemoryDisk::new(LEN).logged();
+        disk.write_at(&vec![3; 2 * BLOCK as usize], BLOCK, WriteFlags::NONE).unwrap();
+        disk.write_at(&[4; 4096], 3 * BLOCK, WriteFlags::NONE).unwrap();
+        disk.take_log();
+        Arc::new(disk)
+    }
+
+    fn hash(source: &HashedSource) -> DiskHash {
+        let (digests, unstable) = source.digests(&mut || Visit::Continue(())).unwrap().unwrap();
+        assert!(unstable.is_empty());
+        digests.hash()
+    }
+
+    /// Whatever pieces it is read in, each block is read once, and the hash is that of the disk.
+    #[test]
+    fn a_block_is_read_once_and_hashed() {
+        let inner = disk();
+        let whole =
+            DiskHash::of(&*inner, &HashOptions::new(), &mut |_| Visit::Continue(())).unwrap().unwrap();
+        inner.take_log();
+        let source = HashedSource::new(Arc::clone(&inner) as _);
+        for piece in ByteRange::new(BLOCK, LEN).pieces(300_000) {
+            let mut read = vec![0; piece.len() as usize];
+            source.read_at(&mut read, piece.start()).unwrap();
+            let mut want = read.clone();
+            inner.read_at(&mut want, piece.start()).unwrap();
+            assert!(read == want);
+        }
+        let reads = |log: Vec<DiskOp>| {
+            let whole = |op: &DiskOp| matches!(op, DiskOp::Read(range) if range.start() % BLOCK == 0);
+            log.iter().filter(|op| whole(op)).count()
+        };
+        assert!(reads(inner.take_log()) >= 3);
+        assert!(source.blocks.lock().by_number.is_empty(), "all of it was read");
+        assert_eq!(hash(&source), whole);
+        assert_eq!(reads(inner.take_log()), 0, "what was copied is not read again");
+    }
+
+    /// A source that reads differently the second time is no source of a proof.
+    #[test]
+    fn a_block_that_changes_between_two_reads_is_reported() {
+        let inner = disk();
+        let source = HashedSource::new(Arc::clone(&inner) as _);
+        source.read_at(&mut vec![0; BLOCK as usize], BLOCK).unwrap();
+        inner.write_at(&[9], BLOCK + 5, WriteFlags::NONE).unwrap();
+        source.read_at(&mut vec![0; BLOCK as usize], BLOCK).unwrap();
+        let (_, unstable) = source.digests(&mut || Visit::Continue(())).unwrap().unwrap();
+        assert_eq!(unstable, [ByteRange::at(BLOCK, BLOCK)]);
+    }
+
+    #[test]
+    fn a_read_error_is_the_callers_and_the_next_read_tries_again() {
+        let faults = Faults::new();
+        let source = HashedSource::new(Arc::new(FaultDisk::new(disk(), faults.clone())));
+        faults.inject(Fault::on(OpKind::Read));
+        source.read_at(&mut [0; 512], BLOCK).unwrap_err();
+        source.read_at(&mut [0; 512], BLOCK).unwrap();
+        assert!(source.read_at(&mut [0; 512], LEN - 511).is_err());
+    }
+
+    #[test]
+    fn no_more_blocks_are_kept_than_the_bound() {
+        let source = HashedSource::new(Arc::new(MemoryDisk::new(100 * BLOCK)));
+        for number in 0..100 {
+            source.read_at(&mut [0; 512], number * BLOCK).unwrap();
+        }
+        assert_eq!(source.blocks.lock().by_number.len(), MOST_KEPT);
+    }
+}
