@@ -61,6 +61,9 @@ Exit codes:
 128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
        been removed (ctl: jobs continue; the daemon exits with 0)
 
+With --output=json an error is one JSON object on a line of standard error: class, message,
+exit-code; operation, path, offset and errno where they are known.
+
 SIGUSR1 makes a copy, a comparison or a check print a line of progress.
 
 Sizes take the suffixes K, M, G, T, P and E (or KiB etc.): powers of 1024.
@@ -162,10 +165,59 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+    use crate::failure::Exit;
 
     #[test]
     fn the_definitions_hold_together() {
         Cli::command().debug_assert();
+    }
+
+    /// A code that a command gives and the help does not name, or the other way round.
+    #[test]
+    fn the_exit_codes_of_the_help_are_those_of_the_commands() {
+        let given = [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::NotCompared,
+            Exit::NotRead,
+            Exit::NotMapped,
+            Exit::Incomplete,
+            Exit::Mismatch,
+            Exit::Resumable,
+            Exit::Corrupt,
+            Exit::Leaks,
+            Exit::NoChecks,
+            Exit::BrokenPipe,
+        ];
+        for exit in given {
+            // A new one needs a place in the list above.
+            match exit {
+                Exit::Done | Exit::Failed | Exit::Usage | Exit::NotCompared | Exit::NotRead => {}
+                Exit::NotMapped | Exit::Incomplete => {}
+                Exit::Mismatch
+                | Exit::Resumable
+                | Exit::Corrupt
+                | Exit::Leaks
+                | Exit::NoChecks
+                | Exit::BrokenPipe => {}
+                Exit::Signal(_) => {}
+            }
+        }
+        let mut given: Vec<_> = given.iter().map(|exit| exit.code()).collect();
+        given.sort_unstable();
+        given.dedup();
+        let table = EXIT_CODES.split("\n\n").next().unwrap();
+        let lines = table.lines().skip(1);
+        let listed = lines.filter_map(|line| line.trim_start().split_once("  ")?.0.parse::<u8>().ok());
+        let mut listed: Vec<_> = listed.collect();
+        // Of `check` alone, in the middle of a line.
+        assert!(table.contains("63 nothing to check"));
+        listed.push(63);
+        listed.sort_unstable();
+        assert_eq!(listed, given);
+        assert_eq!(Exit::Signal(15).code(), 143);
+        assert!(table.contains("\n128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM"));
     }
 
     /// The ids of all arguments, by command, which have an effect of their own or are refused.

@@ -94,7 +94,7 @@ fn failed(console: &mut Console<'_>, args: &CompareArgs, error: CompareError, pa
         console.complain(message);
     }
     console.report(after);
-    Failure { exit, message: None, in_qemu: None }
+    Failure { exit, message: None, in_qemu: None, detail: None }
 }
 
 /// Writes all ranges that differ to `file`; the first of them.

@@ -7,8 +7,9 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use blockmirror_image::FileId;
+use serde_json::Value;
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, object, remark};
 use crate::log;
 use crate::voice::{Own, Voice};
 
@@ -26,6 +27,8 @@ pub(crate) struct Console<'a> {
     pub(crate) out_is_terminal: bool,
     /// Whether a question on `err` can be answered on the standard input.
     pub(crate) can_ask: bool,
+    /// Whether what is written to `err` for people is an object a line (`--output=json`).
+    pub(crate) as_json: bool,
 }
 
 /// One of the two streams.
@@ -57,7 +60,15 @@ impl<'a> Console<'a> {
     /// Streams that are not interactive.
     pub(crate) fn new(out: &'a mut dyn Write, err: &'a mut dyn Write) -> Self {
         let (out, err) = (Stream::new(out, None), Stream::new(err, None));
-        Self { voice: &Own, out, err, is_terminal: false, out_is_terminal: false, can_ask: false }
+        Self {
+            voice: &Own,
+            out,
+            err,
+            is_terminal: false,
+            out_is_terminal: false,
+            can_ask: false,
+            as_json: false,
+        }
     }
 
     /// The standard streams of the process.
@@ -67,7 +78,7 @@ impl<'a> Console<'a> {
         let (out_file, err_file) = (FileId::of_open(&*out), FileId::of_open(&*err));
         let (out, err) = (Stream::new(out, out_file), Stream::new(err, err_file));
         let can_ask = is_terminal && io::stdin().is_terminal();
-        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask }
+        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask, as_json: false }
     }
 
     /// From here on nothing is printed into `files`: the command is about to write them.
@@ -104,7 +115,10 @@ impl<'a> Console<'a> {
     /// Tells what does not stop the command, in a voice that has notes.
     pub(crate) fn note(&mut self, what: impl Display) {
         if self.voice.has_notes() {
-            self.complain(format_args!("note: {what}"));
+            match self.as_json {
+                true => self.object(&remark("note", &what.to_string())),
+                false => self.complain(format_args!("note: {what}")),
+            }
         }
     }
 
@@ -113,8 +127,27 @@ impl<'a> Console<'a> {
         let _ = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
     }
 
+    /// Writes the failure that ends the command.
+    pub(crate) fn fail(&mut self, failure: Failure) {
+        if self.as_json {
+            if let Some(object) = object(&failure) {
+                self.object(&object);
+            }
+        } else if let Some(message) = self.voice.failure(failure) {
+            self.complain(message);
+        }
+    }
+
+    /// Writes one line for programs.
+    fn object(&mut self, object: &Value) {
+        let _ = writeln!(self.err, "{object}").and_then(|()| self.err.flush());
+    }
+
     /// Writes one line for people. A failure is ignored: there is no other place to report it.
     pub(crate) fn complain(&mut self, what: impl Display) {
+        if self.as_json {
+            return self.object(&remark("warning", &what.to_string()));
+        }
         let (program, text) = (self.voice.program(), self.voice.shown(&what.to_string()));
         let _ = writeln!(self.err, "{program}: {text}");
         let _ = self.err.flush();

@@ -15,7 +15,7 @@ use blockmirror_ops::{Convert, ConvertError, ConvertJob, CopyBitmaps, CopyBitmap
 use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Output, Sync};
 use crate::console::Console;
 use crate::create::{backing_failure, parse_options, set_once};
-use crate::failure::{Exit, Failure, Outcome};
+use crate::failure::{Detail, Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::ranges::{self, RangesFile};
@@ -254,6 +254,7 @@ fn follow(
         }
         Err(ConvertError::Copy { target, cause, incomplete }) => {
             let exit = if interrupt.requested() { interrupt.exit() } else { Exit::Failed };
+            let detail = cause.device_error().map(|error| Box::new(Detail::of(error)));
             let failed = match declined {
                 Some(why) => {
                     let left = if incomplete { "; the target is incomplete" } else { "" };
@@ -265,7 +266,7 @@ fn follow(
                     Failure { in_qemu, ..failed }
                 }
             };
-            Err(failed.exit(exit))
+            Err(Failure { detail, ..failed }.exit(exit))
         }
         Err(error @ ConvertError::Interrupted(_)) => Err(match declined {
             Some(_) => checkpoint::failure(&error, None),
@@ -325,6 +326,11 @@ fn is_about_format(error: &Error, path: &Path) -> bool {
 
 /// `error` with the options that the command line has for it.
 fn failure(args: &CopyArgs, error: ConvertError) -> Failure {
+    let detail = error.device_error().map(|error| Box::new(Detail::of(error)));
+    Failure { detail, ..in_words(args, error) }
+}
+
+fn in_words(args: &CopyArgs, error: ConvertError) -> Failure {
     match error {
         // A hint about the source's format would mislead.
         ConvertError::Image(error) if is_about_format(&error, &args.target) => {

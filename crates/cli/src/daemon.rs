@@ -84,7 +84,7 @@ fn go_to_background() -> Outcome {
     let status = child.wait().map_err(failed)?;
     match status.signal() {
         // It has said why itself.
-        None => Err(Failure { exit: Exit::Failed, message: None, in_qemu: None }),
+        None => Err(Failure { exit: Exit::Failed, message: None, in_qemu: None, detail: None }),
         Some(signal) => {
             Err(Failure::failed(format!("the process in the background died of signal {signal}")))
         }

@@ -1,5 +1,7 @@
 //! How a command ends: exit codes, and errors as one line.
 
+mod detail;
+
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
@@ -8,7 +10,9 @@ use signal_hook::consts::SIGPIPE;
 
 use crate::qemu_words;
 
-/// The exit codes, as the help documents them.
+pub(crate) use detail::{Detail, object, remark};
+
+/// The exit codes, as the help documents them: the one table, which a test compares with the help's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Done; of `compare`, the images are the same.
@@ -64,6 +68,8 @@ pub(crate) struct Failure {
     pub(crate) message: Option<String>,
     /// The same in the words of `qemu-img`, where they differ.
     pub(crate) in_qemu: Option<String>,
+    /// What programs learn of it besides.
+    pub(crate) detail: Option<Box<Detail>>,
 }
 
 /// The result of a command.
@@ -72,19 +78,19 @@ pub(crate) type Outcome<T = Exit> = Result<T, Failure>;
 impl Failure {
     /// The operation failed.
     pub(crate) fn failed(message: impl Display) -> Self {
-        Self { exit: Exit::Failed, message: Some(message.to_string()), in_qemu: None }
+        Self { exit: Exit::Failed, message: Some(message.to_string()), in_qemu: None, detail: None }
     }
 
     /// The command line asks for something that makes no sense.
     pub(crate) fn usage(message: impl Display) -> Self {
-        Self { exit: Exit::Usage, message: Some(message.to_string()), in_qemu: None }
+        Self { exit: Exit::Usage, ..Self::failed(message) }
     }
 
     /// The standard output cannot be written. A reader that went away (`blockmirror map disk | head`) wants
     /// no message.
     pub(crate) fn output(error: &io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {
-            return Self { exit: Exit::BrokenPipe, message: None, in_qemu: None };
+            return Self { exit: Exit::BrokenPipe, message: None, in_qemu: None, detail: None };
         }
         Self::failed(format_args!("write: standard output: {error}"))
     }
@@ -98,6 +104,12 @@ impl Failure {
     /// The same with the file before it in QEMU's words.
     pub(crate) fn named_in_qemu(mut self, path: &Path) -> Self {
         self.in_qemu = self.in_qemu.map(|words| format!("{}: {words}", path.display()));
+        self
+    }
+
+    /// The same failure, which `error` of a disk or a file has caused, if it is known.
+    pub(crate) fn caused_by(mut self, error: Option<&blockmirror_block::Error>) -> Self {
+        self.detail = error.map(|error| Box::new(Detail::of(error))).or(self.detail);
         self
     }
 
@@ -137,7 +149,7 @@ impl From<blockmirror_image::Error> for Failure {
             Some(hint) => Self::failed(format_args!("{error}; {hint}")),
             None => Self::failed(&error),
         };
-        Self { in_qemu: qemu_words::of_image(&error), ..failed }
+        Self { in_qemu: qemu_words::of_image(&error), ..failed }.caused_by(error.device_error())
     }
 }
 
@@ -156,7 +168,7 @@ fn is_claimed(error: &blockmirror_block::Error) -> bool {
 impl From<blockmirror_block::Error> for Failure {
     fn from(error: blockmirror_block::Error) -> Self {
         let in_qemu = qemu_words::of_disk(&error);
-        Self { in_qemu, ..Self::failed(error) }
+        Self { in_qemu, ..Self::failed(&error) }.caused_by(Some(&error))
     }
 }
 

@@ -112,6 +112,7 @@ fn run_on<A: Into<OsString>>(
 ) -> u8 {
     let (voice, words) = voice::choose(args.into_iter().map(Into::into).collect());
     console.voice = voice;
+    console.as_json = voice.has_notes() && wants_json(&words);
     let mut command = voice.definition();
     if !console.is_terminal {
         // Help is the same wherever it goes.
@@ -132,12 +133,26 @@ fn run_on<A: Into<OsString>>(
     };
     let exit = outcome.unwrap_or_else(|failure| {
         let exit = failure.exit;
-        if let Some(message) = voice.failure(failure) {
-            console.complain(message);
-        }
+        console.fail(failure);
         exit
     });
     voice.code(exit)
+}
+
+/// Whether the command line asks for JSON, as far as it can be seen before it is understood: its own errors
+/// are objects, too.
+fn wants_json(words: &[OsString]) -> bool {
+    let words = words.iter().take_while(|word| *word != "--");
+    let mut last = None;
+    for word in words {
+        if word == "--output=json"
+            || (word == "json" && last.is_some_and(|last: &OsString| last == "--output"))
+        {
+            return true;
+        }
+        last = Some(word);
+    }
+    false
 }
 
 fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {

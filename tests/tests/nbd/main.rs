@@ -7,3 +7,4 @@ mod common;
 mod images;
 mod mirror;
 mod server;
+mod verify;

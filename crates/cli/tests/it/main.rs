@@ -14,6 +14,7 @@ mod hash;
 mod kill;
 mod log;
 mod measure;
+mod output;
 mod process;
 mod qemu;
 mod qemu_name;

@@ -233,6 +233,17 @@ impl ConvertError {
         Self::Start(cause)
     }
 
+    /// The error of a disk or a file that it is made of.
+    pub fn device_error(&self) -> Option<&block::Error> {
+        match self {
+            Self::Image(error) | Self::Settings(error) => error.device_error(),
+            Self::Disk(error) => Some(error),
+            Self::Start(cause) | Self::Copy { cause, .. } => cause.device_error(),
+            Self::NotVerified { cause, .. } => cause.device_error(),
+            _ => None,
+        }
+    }
+
     /// Whether the conversion was cancelled.
     pub fn is_cancelled(&self) -> bool {
         let of_disk = |error: &block::Error| error.kind() == block::ErrorKind::Cancelled;
