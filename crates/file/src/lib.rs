@@ -52,6 +52,7 @@ mod long_write_gate;
 mod mounts;
 mod new_file;
 mod open;
+mod owner;
 mod partial;
 mod past_cache;
 mod reflink;

@@ -13,8 +13,9 @@ use std::io;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
 
+use blockmirror_block::{self as block, ErrorKind, Storage};
 use blockmirror_checkpoint::{self as checkpoint, Checkpoint, Identity};
-use blockmirror_file::FileOptions;
+use blockmirror_file::{FileOptions, FileStorage};
 use blockmirror_image::{Leftover, LockMode, Target};
 
 use super::error::ConvertError;
@@ -141,7 +142,19 @@ impl PlannedCheckpoint {
 
     /// Opens the log in `path` for reading.
     fn open(&self, path: &Path) -> Result<Checkpoint, checkpoint::Error> {
-        Checkpoint::open(Arc::new(FileOptions::new().lock(self.lock).open(path)?))
+        Checkpoint::open(Arc::new(self.open_file(path, false)?))
+    }
+
+    /// Opens the file `path`, which is there. What it says about the copy is believed: another user must not
+    /// have made it.
+    pub(super) fn open_file(&self, path: &Path, writable: bool) -> block::Result<FileStorage> {
+        // The temporary file is locked, too; a file system may have no locks.
+        let file = FileOptions::new().lock(self.lock).writable(writable).open(path)?;
+        if file.is_own()? {
+            return Ok(file);
+        }
+        let refused = block::Error::new(ErrorKind::PermissionDenied, "open checkpoint");
+        Err(refused.because("it is a file of another user, or has several names").in_file(file.name()))
     }
 
     fn describe(&self, path: &Path, log: &Checkpoint, leftovers: &[Leftover]) -> Interrupted {

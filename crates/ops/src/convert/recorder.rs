@@ -57,16 +57,17 @@ impl Recorder {
                 settled,
             })
         };
-        // The temporary file is locked, too; a file system may have no locks.
-        let locked = FileOptions::new().lock(planned.lock).writable(true);
         if interrupted.is_some() {
-            let file = locked.open(&path).map_err(checkpoint::Error::from)?;
+            let file = planned.open_file(&path, true).map_err(checkpoint::Error::from)?;
             return Ok(recorder(Checkpoint::open(Arc::new(file))?, true));
         }
         // One that was named may be there, and is to be begun anew.
         let there = matches!(planned.options.place, Place::File(_)) && path.exists();
-        let options = locked.create_new(!there);
-        let file = options.open(&path).map_err(checkpoint::Error::from)?;
+        let file = match there {
+            true => planned.open_file(&path, true),
+            false => FileOptions::new().lock(planned.lock).writable(true).create_new(true).open(&path),
+        };
+        let file = file.map_err(checkpoint::Error::from)?;
         let identity = identity::with_partial(planned.identity.clone(), &partial);
         let region = region_size(len, cluster_size.unwrap_or(1));
         let log = Checkpoint::create(Arc::new(file), len, region, identity).inspect_err(|_| {

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::IoSliceMut;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, chown};
 use std::path::Path;
 
 use blockmirror_image::Format;
@@ -13,6 +13,13 @@ use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::resume::{Folder, LEN, go, places};
+
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
 
 fn prepare(folder: &Folder, format: Format, place: &CheckpointOptions) -> PreparedConvert {
     let convert = folder.convert(format, place, false);
@@ -39,6 +46,29 @@ fn a_copy_that_does_not_get_its_name_is_kept() {
         assert_eq!((outcome.resumed, outcome.copy.copied), (LEN, 0));
         folder.same(format);
         assert_eq!(folder.names(), ["copy"]);
+    }
+}
+
+/// Another user's file could say that regions are copied.
+#[test]
+fn a_checkpoint_in_the_file_of_another_user_is_refused() {
+    if !is_root() {
+        return;
+    }
+    for contents in ["", "log"] {
+        let folder = Folder::new();
+        let log = folder.path("log");
+        if contents == "log" {
+            super::resume::kill_one(&folder, Format::Raw, 0);
+        } else {
+            fs::write(&log, "").unwrap();
+        }
+        chown(&log, Some(NOBODY), None).unwrap();
+        let (names, before) = (folder.names(), fs::read(&log).unwrap());
+        let refused = go(&folder.convert(Format::Raw, &CheckpointOptions::file(&log), false));
+        let Err(error @ ConvertError::Checkpoint(_)) = refused else { panic!("{refused:?}") };
+        assert!(error.to_string().contains("another user"), "{error}");
+        assert!(fs::read(&log).unwrap() == before && folder.names() == names, "{:?}", folder.names());
     }
 }
 
