@@ -108,10 +108,15 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     let ranges = args.verify.ranges.as_deref();
     let ranges = ranges.map(|path| RangesFile::create(path, &interrupt)).transpose()?;
     announce(console, args, &prepared, &interrupt);
+    let partial = prepared.partial_paths();
     let job = prepared.start(&|| interrupt.requested()).map_err(|error| {
         let failure = failure(args, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;
+    if let Some(why) = job.no_checkpoint() {
+        interrupt.remove_at_end(partial);
+        console.note(format_args!("{}: the copy goes without a checkpoint: {why}", args.target.display()));
+    }
     follow(console, args, job, ranges, &interrupt)
 }
 

@@ -157,6 +157,7 @@ impl PreparedConvert {
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
         let Self { source, target, kind, mut mirror, bitmaps, compress, verify } = self;
+        let mut no_checkpoint = None;
         let (image, new, recorder) = match kind {
             Kind::Existing(image) => (*image, None, None),
             Kind::New(new) => {
@@ -166,7 +167,14 @@ impl PreparedConvert {
                 let begin = |checkpoint| {
                     Recorder::begin(checkpoint, &mut prepared, source.device().len(), cluster_size)
                 };
-                let recorder = checkpoint.map(begin).transpose()?;
+                let optional = checkpoint.as_ref().is_some_and(PreparedCheckpoint::is_optional);
+                let recorder = match checkpoint.map(begin).transpose() {
+                    Err(why) if optional => {
+                        no_checkpoint = Some(why);
+                        None
+                    }
+                    recorder => recorder?,
+                };
                 let left = recorder.as_ref().and_then(|recorder| recorder.left());
                 let new = match left.is_some() {
                     // Zeros that are written must not give back what was preallocated.
@@ -198,7 +206,9 @@ impl PreparedConvert {
         let (from, to) = (in_units(&disks.0, unit), in_units(&disks.1, unit));
         let checkpoints = recorder.as_ref().map(|recorder| recorder.checkpoints());
         match MirrorJob::start_with_checkpoints(from, to, mirror, checkpoints) {
-            Ok(job) => Ok(ConvertJob { job, source, image, recorder, new, target, bitmaps, verify }),
+            Ok(job) => {
+                Ok(ConvertJob { job, source, image, recorder, no_checkpoint, new, target, bitmaps, verify })
+            }
             Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),
         }
     }
@@ -228,6 +238,7 @@ pub struct ConvertJob {
     source: ConvertSource,
     image: Image,
     recorder: Option<Arc<Recorder>>,
+    no_checkpoint: Option<ConvertError>,
     new: Option<NewImage>,
     target: PathBuf,
     bitmaps: Selected,
@@ -262,6 +273,11 @@ impl ConvertJob {
         self.job.granularity()
     }
 
+    /// Why the copy goes without the checkpoint that it would keep beside its target.
+    pub fn no_checkpoint(&self) -> Option<&ConvertError> {
+        self.no_checkpoint.as_ref()
+    }
+
     /// Waits for the copy, makes it durable, verifies it if that is wanted, and gives a new image its name.
     ///
     /// # Errors
@@ -285,7 +301,7 @@ impl ConvertJob {
     /// # Errors
     /// As for [`finish`](Self::finish).
     pub fn finish_with(self, progress: &mut dyn FnMut(u64) -> Visit) -> Result<ConvertOutcome, ConvertError> {
-        let Self { job, source, image, recorder, mut new, target, bitmaps, verify } = self;
+        let Self { job, source, image, recorder, mut new, target, bitmaps, verify, .. } = self;
         let incomplete = new.as_ref().is_none_or(NewImage::has_lost_contents);
         let (format, len) = (image.format(), source.device().len());
         let control = job.control().clone();

@@ -3,7 +3,7 @@
 //! The mirror job calls it after each flush ([`CheckpointSink`]). Must hold: a region is marked only when
 //! none of it was missing as the flush began.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use blockmirror_block::sync::Mutex;
 use blockmirror_block::{self as block, ByteRange};
 use blockmirror_checkpoint::{self as checkpoint, Checkpoint, region_size};
 use blockmirror_file::FileOptions;
-use blockmirror_image::{PreparedImage, directory_of};
+use blockmirror_image::PreparedImage;
 use blockmirror_mirror::{CheckpointSink, Checkpoints};
 
 use super::checkpoint::Place;
@@ -70,13 +70,14 @@ impl Recorder {
         let file = file.map_err(checkpoint::Error::from)?;
         let identity = identity::with_partial(planned.identity.clone(), &partial);
         let region = region_size(len, cluster_size.unwrap_or(1));
-        let log = Checkpoint::create(Arc::new(file), len, region, identity).inspect_err(|_| {
+        let file = Arc::new(file);
+        let log = Checkpoint::create(Arc::clone(&file) as _, len, region, identity).inspect_err(|_| {
             let _ = fs::remove_file(&path);
         })?;
         let recorder = recorder(log, false);
         // A later run must find both by their names.
         image.sync_partial_name()?;
-        sync_directory(&path)?;
+        file.sync_name(&path)?;
         Ok(recorder)
     }
 
@@ -143,11 +144,4 @@ impl Drop for Recorder {
             self.settle(false);
         }
     }
-}
-
-/// Makes the name of `file` durable.
-fn sync_directory(file: &Path) -> Result<(), ConvertError> {
-    let synced = File::open(directory_of(file)).and_then(|directory| directory.sync_all());
-    synced
-        .map_err(|cause| block::Error::io("sync directory", cause).in_file(file.display().to_string()).into())
 }

@@ -21,6 +21,13 @@ pub(super) struct PreparedCheckpoint {
     pub(super) interrupted: Option<Interrupted>,
 }
 
+impl PreparedCheckpoint {
+    /// Whether the copy goes without it where it cannot be begun.
+    pub(super) fn is_optional(&self) -> bool {
+        self.planned.options.place == Place::Beside && self.interrupted.is_none()
+    }
+}
+
 impl CheckedConvert {
     /// What an earlier run has left that kept a checkpoint where this one does, whether or not it can be
     /// gone on with.

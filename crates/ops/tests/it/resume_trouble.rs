@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::IoSliceMut;
-use std::os::unix::fs::{FileExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use blockmirror_image::Format;
 use blockmirror_ops::{CheckpointOptions, ConvertError, PreparedConvert};
@@ -14,6 +16,8 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::resume::{Folder, LEN, go, places};
 
+/// What the child reads its folder from.
+const CHILD: &str = "BLOCKMIRROR_TEST_DROP_BOX";
 /// A user without rights.
 const NOBODY: u32 = 65534;
 
@@ -47,6 +51,53 @@ fn a_copy_that_does_not_get_its_name_is_kept() {
         folder.same(format);
         assert_eq!(folder.names(), ["copy"]);
     }
+}
+
+/// Copies failed that had gone well before there were checkpoints.
+#[test]
+fn a_log_beside_that_cannot_be_made_is_no_reason_to_fail() {
+    let folder = Folder::new();
+    let prepared = prepare(&folder, Format::Qcow2, &CheckpointOptions::beside());
+    let log = prepared.partial_paths()[0].with_extension("resume");
+    fs::write(&log, "precious").unwrap();
+    let job = prepared.start(&|| false).unwrap();
+    assert!(job.no_checkpoint().is_some_and(|why| why.to_string().contains("exists")));
+    job.finish().unwrap();
+    folder.same(Format::Qcow2);
+    assert_eq!(fs::read(&log).unwrap(), b"precious", "it is another's");
+}
+
+/// The part of the child: not a test by itself.
+#[test]
+fn drop_box_child() {
+    let Ok(folder) = std::env::var(CHILD) else { return };
+    let place = CheckpointOptions::beside();
+    let job = super::resume::convert(Path::new(&folder), Format::Raw, &place, false);
+    let job = job.check(job.open_source().unwrap()).unwrap().prepare().unwrap().start(&|| false).unwrap();
+    assert!(job.no_checkpoint().is_none(), "{:?}", job.no_checkpoint());
+    job.finish().unwrap();
+}
+
+/// A directory that may be written and not read cannot be opened to be flushed.
+#[test]
+fn a_directory_that_cannot_be_read_has_a_checkpoint() {
+    let folder = Folder::new();
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "resume_trouble::drop_box_child", "--test-threads=1", "-q"]);
+    child.env(CHILD, folder.0.path()).current_dir("/");
+    if is_root() {
+        chown(folder.0.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        child.uid(NOBODY).gid(NOBODY);
+    }
+    fs::set_permissions(folder.0.path(), Permissions::from_mode(0o300)).unwrap();
+    let ended = match child.output() {
+        Err(error) if is_root() => return eprintln!("that user cannot run this program: {error}"),
+        ended => ended.unwrap(),
+    };
+    fs::set_permissions(folder.0.path(), Permissions::from_mode(0o700)).unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    folder.same(Format::Raw);
+    assert_eq!(folder.names(), ["copy"]);
 }
 
 /// Another user's file could say that regions are copied.
