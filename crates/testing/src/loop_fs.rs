@@ -68,6 +68,7 @@ fn skipped(why: &str) -> Option<LoopFs> {
 
 impl Drop for LoopFs {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.mount).status();
+        // Lazily: a child that another test forks may hold a descriptor of it for a moment.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.mount).status();
     }
 }
