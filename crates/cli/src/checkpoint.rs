@@ -44,6 +44,21 @@ pub(crate) fn wanted(console: &mut Console<'_>, args: &CopyArgs, len: u64) -> Op
     Some(options.restart(asked.restart || args.existing.clean))
 }
 
+/// Fails if an option is about a checkpoint, and the copy keeps none.
+pub(crate) fn check(args: &CopyArgs, checked: &CheckedConvert) -> Outcome<()> {
+    let option = match (args.checkpoint.restart, args.checkpoint.checkpoint_interval) {
+        (true, _) => "--restart",
+        (false, Some(_)) => "--checkpoint-interval",
+        (false, None) => return Ok(()),
+    };
+    match checked.keeps_checkpoint() {
+        true => Ok(()),
+        false => Err(Failure::usage(format_args!(
+            "{option}: this copy keeps no checkpoint; --checkpoint FILE asks for one"
+        ))),
+    }
+}
+
 fn is_in_memory(file: &Path) -> bool {
     let system = rustix::fs::statfs(directory_of(file));
     system.is_ok_and(|system| u64::try_from(system.f_type) == Ok(TMPFS_MAGIC))

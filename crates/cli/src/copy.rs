@@ -88,6 +88,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     }
     let convert = convert.checkpoint(checkpoint::wanted(console, args, source.device().len()));
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
+    checkpoint::check(args, &checked)?;
     for name in checked.skipped_bitmaps() {
         let text = console.voice.skipped_bitmap(name);
         console.complain(text);

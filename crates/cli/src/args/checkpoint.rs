@@ -21,8 +21,7 @@ pub(crate) struct CheckpointArgs {
     #[arg(help_heading = "Interrupted copies")]
     pub(crate) checkpoint_interval: Option<u64>,
 
-    /// Discard what an interrupted copy to the same target, or with the same checkpoint, has left, and begin
-    /// anew
+    /// Discard the interrupted copy that the checkpoint leads to, and begin anew
     #[arg(long, help_heading = "Interrupted copies")]
     pub(crate) restart: bool,
 

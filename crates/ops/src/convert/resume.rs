@@ -41,6 +41,11 @@ impl CheckedConvert {
         }
     }
 
+    /// Whether the conversion keeps a checkpoint, unless its target turns out to be written in place.
+    pub fn keeps_checkpoint(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
     /// Begins anew, whatever an earlier run has left: that is discarded.
     #[must_use]
     pub fn restart(mut self) -> Self {

@@ -184,6 +184,12 @@ fn what_cannot_have_a_checkpoint_is_a_usage_error() {
         said,
         "blockmirror: copy: @target: it cannot have a checkpoint: the target must be a new file"
     );
+    for option in ["--restart", "--checkpoint-interval 64K"] {
+        let said = place.ours_fails(&format!("convert -f raw {option} @source @new"), 2);
+        let option = option.split(' ').next().unwrap();
+        let want = "this copy keeps no checkpoint; --checkpoint FILE asks for one";
+        assert_eq!(said, format!("blockmirror: {option}: {want}"));
+    }
     let said = place.ours_fails("convert -f raw --checkpoint-interval 1G @source @target", 2);
     assert_eq!(said, "blockmirror: --checkpoint-interval: \"1G\": must be between 1 and 384M");
     assert_eq!(place.names(), ["source", "target"]);
