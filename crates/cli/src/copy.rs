@@ -183,9 +183,10 @@ fn with_settings(
 /// files, and a signal that ends the process at once removes the temporary ones.
 fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConvert, interrupt: &Interrupt) {
     if let Some(new) = prepared.new_image() {
-        let removed = (!prepared.has_checkpoint()).then_some(interrupt);
-        if removed.is_none() {
-            interrupt.keep_files();
+        let resumable = prepared.resumable();
+        let removed = resumable.is_none().then_some(interrupt);
+        if let Some(resumable) = resumable {
+            interrupt.keeps(resumable);
         }
         return target::announce(console, new, args.existing.clean, removed);
     }

@@ -11,11 +11,12 @@ use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use blockmirror_block::sync::Mutex;
+use blockmirror_ops::Resumable;
 use signal_hook::SigId;
 use signal_hook::consts::{SIGALRM, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU, SIGXFSZ};
 use signal_hook::low_level::pipe;
@@ -48,8 +49,8 @@ struct Request {
     ///
     /// Guards the list. Leaf lock: no I/O under it.
     partial: Mutex<Vec<PathBuf>>,
-    /// The temporary files stay, for the next run to go on with.
-    kept: AtomicBool,
+    /// Whether the next run can go on with what this one has copied; set if temporary files stay.
+    resumable: OnceLock<Resumable>,
 }
 
 impl Interrupt {
@@ -59,7 +60,7 @@ impl Interrupt {
             request: Arc::new(Request {
                 signal: AtomicI32::new(0),
                 partial: Mutex::new(Vec::new()),
-                kept: AtomicBool::new(false),
+                resumable: OnceLock::new(),
             }),
             progress_wanted: Arc::new(AtomicBool::new(false)),
             handlers: Vec::new(),
@@ -94,9 +95,11 @@ impl Interrupt {
         self.request.partial.lock().extend(files);
     }
 
-    /// The temporary files stay, also when a signal ends the process at once: the next run goes on with them.
-    pub(crate) fn keep_files(&self) {
-        self.request.kept.store(true, Ordering::SeqCst);
+    /// A signal that ends the process at once leaves the temporary files of a copy that keeps a checkpoint. The
+    /// exit code says whether the next run can go on with them.
+    pub(crate) fn keeps(&self, resumable: Resumable) {
+        // A command makes one copy.
+        let _ = self.request.resumable.set(resumable);
     }
 
     /// Whether a signal asked for an end.
@@ -139,9 +142,14 @@ impl Request {
         thread::sleep(PATIENCE);
         if drain(&mut wake).is_ok() && wake.read_exact(&mut [0]).is_ok() {
             self.remove_partial();
-            let kept = self.kept.load(Ordering::SeqCst);
-            let exit = if kept { Exit::Resumable } else { Exit::Signal(first) };
-            low_level::exit(exit.code().into());
+            low_level::exit(self.exit_at_once(first).code().into());
+        }
+    }
+
+    fn exit_at_once(&self, signal: i32) -> Exit {
+        match self.resumable.get().is_some_and(Resumable::get) {
+            true => Exit::Resumable,
+            false => Exit::Signal(signal),
         }
     }
 

@@ -4,6 +4,7 @@
 //! gives, it is ours, and no process has it locked or open. Beside it there may be a sidecar, which says how
 //! far it has come.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata};
 use std::os::unix::ffi::OsStrExt;
@@ -89,11 +90,12 @@ pub(crate) fn find(location: &Location) -> Vec<Leftover> {
             })
         })
     };
-    let mut names = location.names(is_partial);
-    names.sort();
+    let all: BTreeSet<_> = location.names(is_partial).into_iter().collect();
     // A sidecar is found with its file; one without is a leftover by itself.
-    let sidecars: Vec<_> = names.iter().map(|name| partial::sidecar_name(name)).collect();
-    names.retain(|name| !sidecars.contains(name));
+    let sidecars: BTreeSet<_> = all.iter().map(|name| partial::sidecar_name(name)).collect();
+    let mut names: Vec<_> = all.iter().filter(|name| !sidecars.contains(*name)).cloned().collect();
+    // What can be gone on with must be among those that are looked at.
+    names.sort_by_key(|name| !all.contains(&partial::sidecar_name(name)));
     let found = names.into_iter().filter_map(|name| {
         // Not kept open: this process would be found to have it open.
         let (meta, _) = unlocked(location, &name)?;
@@ -120,4 +122,24 @@ fn unlocked(location: &Location, name: &OsStr) -> Option<(Metadata, File)> {
     let meta = file.metadata().ok()?;
     lock(&file, &path, FileOptions::new().lock, true).ok()?;
     Some((meta, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn one_with_a_sidecar_is_among_those_that_are_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..=MOST {
+            fs::write(dir.path().join(format!(".d.{number:08x}.partial")), "").unwrap();
+        }
+        fs::write(dir.path().join(format!(".d.{MOST:08x}.resume")), "").unwrap();
+        let (location, _) = Location::find(&dir.path().join("d")).unwrap();
+        let found = find(&location);
+        assert_eq!(found.len(), MOST);
+        assert!(found[0].sidecar_path().is_some(), "{found:?}");
+    }
 }

@@ -42,7 +42,7 @@ use blockmirror_mirror::{MirrorOptions, OnError, Progress, Reflink, SyncMode};
 
 pub use bitmaps::CopyBitmaps;
 pub use check::CheckedConvert;
-pub use checkpoint::{CheckpointOptions, DEFAULT_CHECKPOINT_INTERVAL, Interrupted};
+pub use checkpoint::{CheckpointOptions, DEFAULT_CHECKPOINT_INTERVAL, Interrupted, Resumable};
 pub use error::{ConvertError, CopyBitmapsProblem, KeptCopy};
 pub use job::{ConvertJob, ConvertOutcome, PreparedConvert};
 pub use source::ConvertSource;

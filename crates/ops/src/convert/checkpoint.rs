@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf, absolute};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockmirror_block::{self as block, ErrorKind, Storage};
 use blockmirror_checkpoint::{self as checkpoint, Checkpoint, Identity};
@@ -100,6 +101,22 @@ pub struct Interrupted {
     pub changed: Option<String>,
     pub(super) number: u32,
     pub(super) stamp: String,
+}
+
+/// Whether what a conversion has copied so far can be gone on with if its process ends now. Asked without
+/// waiting for anything, by whatever ends the process.
+#[derive(Clone, Debug, Default)]
+pub struct Resumable(Arc<AtomicBool>);
+
+impl Resumable {
+    /// Whether it can.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, resumable: bool) {
+        self.0.store(resumable, Ordering::Relaxed);
+    }
 }
 
 /// The checkpoint of a conversion whose target is not open yet.

@@ -18,7 +18,7 @@ use super::recorder::Recorder;
 use super::resume::PreparedCheckpoint;
 use super::source::in_units;
 use super::verify::{Copied, Observer, Verdict, Verification, Verified};
-use super::{ConvertError, ConvertSource, Interrupted, reflink};
+use super::{ConvertError, ConvertSource, Interrupted, Resumable, reflink};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
 #[derive(Debug)]
@@ -128,10 +128,13 @@ impl PreparedConvert {
         }
     }
 
-    /// Whether the copy keeps a checkpoint, so that its temporary files must not be removed when the process
-    /// ends.
-    pub fn has_checkpoint(&self) -> bool {
-        matches!(&self.kind, Kind::New(new) if new.checkpoint.is_some())
+    /// If the copy keeps a checkpoint: whether it can be gone on with, from now to its end. Its temporary files
+    /// must not be removed then when the process ends.
+    pub fn resumable(&self) -> Option<Resumable> {
+        match &self.kind {
+            Kind::New(new) => new.checkpoint.as_ref().map(|checkpoint| checkpoint.resumable.clone()),
+            Kind::Existing(_) => None,
+        }
     }
 
     /// What the owner of an existing target should know.

@@ -16,7 +16,7 @@ use blockmirror_file::FileOptions;
 use blockmirror_image::PreparedImage;
 use blockmirror_mirror::{CheckpointSink, Checkpoints};
 
-use super::checkpoint::Place;
+use super::checkpoint::{Place, Resumable};
 use super::error::ConvertError;
 use super::identity;
 use super::resume::PreparedCheckpoint;
@@ -32,6 +32,8 @@ pub(super) struct Recorder {
     interval: u64,
     /// Bytes of the disk that an earlier run had copied.
     resumed: u64,
+    /// Whether there is a mark in a file that stays.
+    resumable: Resumable,
     /// Whether the file stays when this is dropped, or is gone already.
     settled: AtomicBool,
 }
@@ -44,7 +46,7 @@ impl Recorder {
         len: u64,
         cluster_size: Option<u64>,
     ) -> Result<Arc<Self>, ConvertError> {
-        let PreparedCheckpoint { planned, path, partial, interrupted } = prepared;
+        let PreparedCheckpoint { planned, path, partial, interrupted, resumable } = prepared;
         let interval = planned.options.interval;
         let recorder = |log: Checkpoint, settled| {
             let (resumed, settled) = (log.marked_bytes(), AtomicBool::new(settled));
@@ -54,6 +56,7 @@ impl Recorder {
                 partial: partial.path.clone(),
                 interval,
                 resumed,
+                resumable: resumable.clone(),
                 settled,
             })
         };
@@ -123,6 +126,7 @@ impl Recorder {
     pub(super) fn settle(&self, keep: bool) {
         self.settled.store(true, Ordering::Relaxed);
         if !keep {
+            self.resumable.set(false);
             // One that stays leads to nothing any more, and says so to the next run.
             let _ = fs::remove_file(&self.path);
         }
@@ -131,10 +135,13 @@ impl Recorder {
 
 impl CheckpointSink for Recorder {
     fn record(&self, missing: &[ByteRange]) -> block::Result<()> {
-        self.log.lock().mark_except(missing).map_err(|error| match error {
+        let mut log = self.log.lock();
+        log.mark_except(missing).map_err(|error| match error {
             checkpoint::Error::Storage(error) => error,
             error => block::Error::new(block::ErrorKind::Io, "write").because(error.to_string()),
-        })
+        })?;
+        self.resumable.set(log.marked_bytes() > 0);
+        Ok(())
     }
 }
 

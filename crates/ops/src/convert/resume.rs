@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use blockmirror_image::{PartialFile, PreparedImage};
 
 use super::check::{CheckedConvert, TargetKind};
-use super::checkpoint::{Interrupted, Place, PlannedCheckpoint};
+use super::checkpoint::{Interrupted, Place, PlannedCheckpoint, Resumable};
 use super::error::ConvertError;
 
 /// The checkpoint of a conversion whose target is open for writing.
@@ -19,6 +19,7 @@ pub(super) struct PreparedCheckpoint {
     pub(super) partial: PartialFile,
     /// What is gone on with.
     pub(super) interrupted: Option<Interrupted>,
+    pub(super) resumable: Resumable,
 }
 
 impl PreparedCheckpoint {
@@ -89,7 +90,9 @@ impl CheckedConvert {
             Place::Beside => partial.sidecar.clone(),
             Place::File(path) => path.clone(),
         };
-        Ok((prepared, Some(PreparedCheckpoint { planned, path, partial, interrupted })))
+        let resumable = Resumable::default();
+        resumable.set(interrupted.as_ref().is_some_and(|found| found.done > 0));
+        Ok((prepared, Some(PreparedCheckpoint { planned, path, partial, interrupted, resumable })))
     }
 
     fn no_checkpoint(&self, why: &'static str) -> ConvertError {

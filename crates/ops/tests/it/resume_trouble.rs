@@ -36,14 +36,17 @@ fn a_copy_that_does_not_get_its_name_is_kept() {
     for (format, place) in [(Format::Raw, 0), (Format::Qcow2, 1)] {
         let folder = Folder::new();
         let place = places(folder.0.path())[place].clone();
-        let job = prepare(&folder, format, &place).start(&|| false).unwrap();
+        let prepared = prepare(&folder, format, &place);
+        let resumable = prepared.resumable().unwrap();
+        assert!(!resumable.get());
+        let job = prepared.start(&|| false).unwrap();
         fs::write(folder.path("copy"), "other").unwrap();
         let kept = match job.finish() {
             Err(ConvertError::Interrupted(kept)) => kept,
             other => panic!("{other:?}"),
         };
         assert!(kept.to_string().contains("exists"), "{kept}");
-        assert_eq!((kept.done, kept.len), (LEN, LEN));
+        assert_eq!((kept.done, kept.len, resumable.get()), (LEN, LEN, true));
         assert!(kept.partial.exists() && kept.checkpoint.exists(), "{:?}", folder.names());
         fs::remove_file(folder.path("copy")).unwrap();
         let outcome = go(&folder.convert(format, &place, false)).unwrap();
