@@ -82,7 +82,10 @@ fn survives(cell: (&str, &str), first: Duration, second: Option<Duration>) {
     if before.is_none() {
         return is_the_source(&place, cell.1);
     }
-    assert!(!place.path("target").exists(), "{cell:?}: it looks finished");
+    if place.path("target").exists() {
+        // It was killed between its last step but one, the name, and its end: what has the name is whole.
+        return is_the_source(&place, cell.1);
+    }
     let (command, format) = cell;
     let line = format!("{command} --output=json -f raw -O {format} --checkpoint @log @source @target");
     let ran = place.ours(&line);

@@ -84,7 +84,10 @@ fn a_large_copy_is_gone_on_with_by_itself() {
     assert!(!place.path("target").exists());
     let ran = place.ours("convert -f raw --output=json @source @target");
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.err.contains("note: ") && ran.err.contains("going on with an interrupted copy"), "{ran:?}");
+    assert!(
+        ran.err.contains("\"class\":\"note\"") && ran.err.contains("going on with an interrupted copy"),
+        "{ran:?}"
+    );
     let outcome: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((outcome["resumed"].as_u64(), outcome["copied"].as_u64()), (Some(LEN - DATA), Some(DATA)));
     place.ours_ok("compare -q -f raw -F raw @source @target");
