@@ -95,8 +95,8 @@ impl Interrupt {
         self.request.partial.lock().extend(files);
     }
 
-    /// A signal that ends the process at once leaves the temporary files of a copy that keeps a checkpoint. The
-    /// exit code says whether the next run can go on with them.
+    /// A signal that ends the process at once leaves the temporary files of a copy that keeps a checkpoint.
+    /// The exit code says whether the next run can go on with them.
     pub(crate) fn keeps(&self, resumable: Resumable) {
         // A command makes one copy.
         let _ = self.request.resumable.set(resumable);

@@ -12,9 +12,9 @@ use crate::storage::FileStorage;
 
 /// Identity and times of a regular file, which change if another file takes its place, or when it is written.
 ///
-/// The file system is named by its own number. Of ext4 and btrfs that stays the same when it is mounted again;
-/// of XFS it is the device number, which may be another after a reboot: then the file counts as another one.
-/// Times are in nanoseconds.
+/// The file system is named by its own number. Of ext4 and btrfs that stays the same when it is mounted
+/// again; of XFS it is the device number, which may be another after a reboot: then the file counts as
+/// another one. Times are in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileStamp {
     filesystem: u64,

@@ -128,8 +128,8 @@ impl PreparedConvert {
         }
     }
 
-    /// If the copy keeps a checkpoint: whether it can be gone on with, from now to its end. Its temporary files
-    /// must not be removed then when the process ends.
+    /// If the copy keeps a checkpoint: whether it can be gone on with, from now to its end. Its temporary
+    /// files must not be removed then when the process ends.
     pub fn resumable(&self) -> Option<Resumable> {
         match &self.kind {
             Kind::New(new) => new.checkpoint.as_ref().map(|checkpoint| checkpoint.resumable.clone()),
