@@ -19,7 +19,7 @@ use super::resume::{Folder, LEN, go, places};
 /// What the child reads its folder from.
 const CHILD: &str = "BLOCKMIRROR_TEST_DROP_BOX";
 /// A user without rights.
-const NOBODY: u32 = 65534;
+const UNPRIVILEGED: u32 = 65534;
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -89,8 +89,8 @@ fn a_directory_that_cannot_be_read_has_a_checkpoint() {
     child.args(["--exact", "resume_trouble::drop_box_child", "--test-threads=1", "-q"]);
     child.env(CHILD, folder.0.path()).current_dir("/");
     if is_root() {
-        chown(folder.0.path(), Some(NOBODY), Some(NOBODY)).unwrap();
-        child.uid(NOBODY).gid(NOBODY);
+        chown(folder.0.path(), Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
+        child.uid(UNPRIVILEGED).gid(UNPRIVILEGED);
     }
     fs::set_permissions(folder.0.path(), Permissions::from_mode(0o300)).unwrap();
     let ended = match child.output() {
@@ -117,7 +117,7 @@ fn a_checkpoint_in_the_file_of_another_user_is_refused() {
         } else {
             fs::write(&log, "").unwrap();
         }
-        chown(&log, Some(NOBODY), None).unwrap();
+        chown(&log, Some(UNPRIVILEGED), None).unwrap();
         let (names, before) = (folder.names(), fs::read(&log).unwrap());
         let refused = go(&folder.convert(Format::Raw, &CheckpointOptions::file(&log), false));
         let Err(error @ ConvertError::Checkpoint(_)) = refused else { panic!("{refused:?}") };
