@@ -22,7 +22,7 @@ impl Qcow2 {
         let mut merger = ExtentMerger::default();
         let mut at = range.start();
         while at < range.end() {
-            let runs = self.meta.lock().runs(&self.ctx, ByteRange::new(at, range.end()), BATCH)?;
+            let runs = self.meta.lock().runs_in_turn(&self.ctx, ByteRange::new(at, range.end()), BATCH)?;
             let holes = self.holes_below(&runs)?;
             for run in runs {
                 if self.visit_run(run, &holes, &mut merger, visit)?.is_break() {

@@ -1,10 +1,10 @@
 //! The mapping of a guest range as runs: whole tables are read and decoded at the speed of memory.
 //!
 //! Called by [`crate::read`] and [`crate::extents`], and by all others that ask about more than one cluster.
-//! What must hold: slices of the range that lie one behind the other in a table are read at once, and no
-//! others; a slice of zeros is passed over without looking at its entries; entries that continue each other
-//! become one piece before anything is called for them. The metadata lock is held meanwhile, so one look
-//! passes a bounded number of clusters.
+//! What must hold: slices of the range that lie one behind the other in a table are read at once, and
+//! others only where more questions follow; a slice of zeros is passed over without looking at its entries;
+//! entries that continue each other become one piece before anything is called for them. The metadata lock
+//! is held meanwhile, so one look passes a bounded number of clusters.
 
 use blockmirror_block::{ByteRange, Result, Visit};
 use byteorder::{BigEndian, ByteOrder};
@@ -12,7 +12,7 @@ use byteorder::{BigEndian, ByteOrder};
 use super::{Meta, decode_at, listed};
 use crate::context::ImageContext;
 use crate::format::entry::{CompressedRun, Entry, PlainEntry};
-use crate::offset::{GuestOffset, HostOffset};
+use crate::offset::{GuestCluster, GuestOffset, HostOffset};
 
 /// Clusters, or holes of the L1 table, that one look at the mapping passes at most: where they all lie one
 /// behind the other there is no end of runs to stop at, and the metadata lock is held meanwhile. A multiple
@@ -72,8 +72,30 @@ impl Meta {
     /// What lies in `range`, as runs in order; stops after about `max` runs, or after many clusters, so the
     /// last one may end before the range does. `range` lies inside the disk.
     pub(crate) fn runs(&mut self, ctx: &ImageContext, range: ByteRange, max: usize) -> Result<Vec<MapRun>> {
+        self.collect(ctx, range, max, false)
+    }
+
+    /// The same for a question about the mapping, which others about the same table follow: a layer of a
+    /// chain is asked about one hole of the layers above it after the other. What the range needs of a table
+    /// is read with all that lies behind it there.
+    pub(crate) fn runs_in_turn(
+        &mut self,
+        ctx: &ImageContext,
+        range: ByteRange,
+        max: usize,
+    ) -> Result<Vec<MapRun>> {
+        self.collect(ctx, range, max, true)
+    }
+
+    fn collect(
+        &mut self,
+        ctx: &ImageContext,
+        range: ByteRange,
+        max: usize,
+        in_turn: bool,
+    ) -> Result<Vec<MapRun>> {
         let mut runs: Vec<MapRun> = Vec::new();
-        self.walk(ctx, range, &mut |piece| {
+        self.walk(ctx, range, in_turn, &mut |piece| {
             let full = runs.len() >= max;
             match runs.last_mut() {
                 Some(run) if run.continues_into(&piece) => {
@@ -93,6 +115,7 @@ impl Meta {
         &mut self,
         ctx: &ImageContext,
         range: ByteRange,
+        in_turn: bool,
         visit: &mut dyn FnMut(MapRun) -> Visit,
     ) -> Result<()> {
         let cluster_size = ctx.cluster();
@@ -119,7 +142,10 @@ impl Meta {
             let slice_end = cluster_size.start(cluster.plus(entries)).0.min(range.end());
             match self.l2.look(slice) {
                 None => {
-                    let last = cluster_size.index(GuestOffset(table_end - 1));
+                    let last = match in_turn {
+                        true => GuestCluster(cluster.0 | (ctx.l2_entries() - 1)),
+                        false => cluster_size.index(GuestOffset(table_end - 1)),
+                    };
                     let (last, _) = self.locate(ctx, table, last);
                     self.load_up_to(ctx, slice, last)?;
                     continue;

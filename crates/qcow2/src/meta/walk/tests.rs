@@ -180,3 +180,14 @@ fn of_a_small_range_only_its_slice_is_read_and_what_is_cached_is_not_read_again(
     // Two runs of slices, with the cached one between them.
     assert_eq!(reads(ByteRange::new(0, disk.len())), 2);
 }
+
+/// The lower layers of a chain are asked about the holes of those above them: a slice was read at a time.
+#[test]
+fn questions_about_the_mapping_read_the_rest_of_a_table_at_once() {
+    let (disk, faults) = counted(1);
+    let before = faults.seen(OpKind::Read);
+    for part in ByteRange::new(0, disk.len()).pieces(64 * 65536) {
+        disk.extents(part, &mut |_| Visit::Continue(())).unwrap();
+    }
+    assert_eq!(faults.seen(OpKind::Read) - before, 1);
+}
