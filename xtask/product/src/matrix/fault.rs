@@ -4,7 +4,7 @@
 //! has shown, so that the table stays true.
 
 use super::judge::{Difference, Kind};
-use super::shape::{Shape, Snapshots};
+use super::shape::{Compression, Shape, Snapshots};
 use super::step::{Operation, Step};
 
 /// A fault of QEMU's tools.
@@ -18,7 +18,7 @@ pub(super) struct Fault {
 }
 
 /// All that are known, of QEMU 10.0.
-pub(super) const FAULTS: [Fault; 14] = [
+pub(super) const FAULTS: [Fault; 15] = [
     Fault {
         name: "amend to version 2 loses the bitmaps of the image, whose clusters leak",
         how_to_see_it: "bitmap --add a.qcow2 one; amend -o compat=0.10 a.qcow2; check a.qcow2",
@@ -52,7 +52,9 @@ pub(super) const FAULTS: [Fault; 14] = [
         how_to_see_it: "create -o compat=0.10 a.qcow2 1M; rebase -b other.qcow2 -F qcow2 a.qcow2; map a.qcow2",
         kinds: &[Kind::Disk],
         shows: |shape, operation, _| {
-            !shape.v3() && !shape.has_backing() && does(operation, "rebase -q -f qcow2 -b other.qcow2")
+            let onto = |words| does(operation, words);
+            let rebases = onto("qcow2 -b other.qcow2") || onto("qcow2 -c -b other.qcow2");
+            !shape.v3() && !shape.has_backing() && rebases
         },
     },
     Fault {
@@ -73,6 +75,17 @@ pub(super) const FAULTS: [Fault; 14] = [
                         snapshot -a one a.qcow2; qemu-io -c 'read -P 1 0 64k' a.qcow2",
         kinds: &[Kind::Snapshot],
         shows: |_, operation, _| operation.name == "snapshot, zero, snapshot, write, amend down",
+    },
+    Fault {
+        name: "amend to version 2 keeps the zstd clusters of snapshots, which cannot be read then",
+        how_to_see_it: "create -o compression_type=zstd a.qcow2 1M; qemu-io -c 'write -c 0 64k' a.qcow2; \
+                        snapshot -c one a.qcow2; qemu-io -c 'write 0 64k' a.qcow2; \
+                        amend -o compat=0.10 a.qcow2; convert -l one a.qcow2 b.qcow2",
+        kinds: &[Kind::RefusedHere],
+        shows: |shape, operation, _| {
+            let is_zstd = shape.compression() == Compression::Zstd;
+            is_zstd && shape.snapshots() != Snapshots::None && does(operation, "compat=0.10")
+        },
     },
     Fault {
         name: "a disk that becomes shorter leaks the VM state past its end",

@@ -72,7 +72,7 @@ const REQUESTS: [Operation; 12] = [
 ];
 
 /// Single commands.
-const COMMANDS: [Operation; 55] = commands! {
+const COMMANDS: [Operation; 57] = commands! {
     "resize -q -f qcow2 image.qcow2 +1M"
     "resize -q -f qcow2 image.qcow2 +512"
     "resize -q -f qcow2 --preallocation=metadata image.qcow2 +200k"
@@ -105,6 +105,8 @@ const COMMANDS: [Operation; 55] = commands! {
     "commit -q -f qcow2 -b base.qcow2 image.qcow2"
     "rebase -q -f qcow2 -b other.qcow2 -F qcow2 image.qcow2"
     "rebase -q -f qcow2 -b '' image.qcow2"
+    "rebase -q -f qcow2 -c -b other.qcow2 -F qcow2 image.qcow2"
+    "rebase -q -f qcow2 -c -b '' image.qcow2"
     "rebase -q -f qcow2 -u -b other.qcow2 -F qcow2 image.qcow2"
     "rebase -q -f qcow2 -u -b '' image.qcow2"
     "amend -q -f qcow2 -o compat=0.10 image.qcow2"
@@ -138,7 +140,7 @@ const LOOKS: [Operation; 3] = [
 ];
 
 /// What one operation leaves, changed by the next.
-const SEQUENCES: [Operation; 11] = [
+const SEQUENCES: [Operation; 12] = [
     Operation {
         name: "snapshot, write, apply, delete",
         steps: &[
@@ -217,6 +219,14 @@ const SEQUENCES: [Operation; 11] = [
             Guest(Verb::Zero, Place::Clusters),
             Command("snapshot -c four image.qcow2"),
             Guest(Verb::Write(8), Place::Across),
+            Command("amend -q -f qcow2 -o compat=0.10 image.qcow2"),
+        ],
+    },
+    Operation {
+        name: "delete a snapshot, write everywhere, amend down",
+        steps: &[
+            Command("snapshot -d one image.qcow2"),
+            Guest(Verb::Write(8), Place::Disk),
             Command("amend -q -f qcow2 -o compat=0.10 image.qcow2"),
         ],
     },
