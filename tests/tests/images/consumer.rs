@@ -369,8 +369,11 @@ fn a_conversion_in_five_lines() {
               shared: 0,
               clone_calls: 0,
               given_up: [],
+              unmapped: [],
               elapsed: ..
           },
+          resumed: 0,
+          verified: None,
       }
     ");
 
