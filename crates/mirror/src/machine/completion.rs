@@ -89,7 +89,8 @@ impl Core {
         }
     }
 
-    /// A clone of `range` has come to its end, or to a limit: what could not be cloned is copied.
+    /// A clone of `range` has come to its end, or to a limit: what could not be cloned is copied. It is not
+    /// known to be zeros any more: a clone that fails may have replaced a part of it.
     fn cloned(&mut self, range: ByteRange, cloned: Cloned, target_zero: bool, tries: u32) {
         let Self { work, counters, .. } = self;
         let Cloned { end, rest, calls } = cloned;
@@ -103,7 +104,7 @@ impl Core {
             }
             let shared = ByteRange::new(at, rest.start());
             work.completed(shared, Moved { shared: shared.len(), ..Moved::default() }, counters);
-            work.queue_as(CopyAction::Copy { target_zero }, rest, tries);
+            work.queue_as(CopyAction::Copy { target_zero: false }, rest, tries);
             at = rest.end();
         }
         let shared = ByteRange::new(at, end);

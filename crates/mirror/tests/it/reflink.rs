@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{
-    BlockDevice, ByteRange, CloneUnits, Extent, ExtentKind, Geometry, HostRun, Result, Storage, Visit,
-    WriteFlags, ZeroFlags,
+    self as block, BlockDevice, ByteRange, CloneUnits, ErrorKind, Extent, ExtentKind, Geometry,
+    HostRun, Result, Storage, Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_mirror::{Error, Event, MirrorJob, MirrorOptions, Outcome, Reflink, Tap};
 
@@ -17,17 +17,28 @@ const BLOCK: u64 = 4096;
 
 /// A file as a disk.
 #[derive(Debug)]
-struct FileDisk(Arc<MemoryStorage>);
+struct FileDisk {
+    file: Arc<MemoryStorage>,
+    /// What it says of itself.
+    geometry: Geometry,
+    /// How much farther back the disk's bytes lie in the file than they say.
+    shift: u64,
+}
 
 impl FileDisk {
     fn new(bytes: &[u8]) -> Arc<Self> {
-        Arc::new(Self(Arc::new(MemoryStorage::with_contents(bytes))))
+        Arc::new(Self::of(bytes))
+    }
+
+    fn of(bytes: &[u8]) -> Self {
+        let file = Arc::new(MemoryStorage::with_contents(bytes));
+        Self { file, geometry: Geometry::plain(), shift: 0 }
     }
 }
 
 impl BlockDevice for FileDisk {
     fn len(&self) -> u64 {
-        self.0.len().unwrap()
+        self.file.len().unwrap()
     }
 
     fn name(&self) -> &str {
@@ -35,44 +46,44 @@ impl BlockDevice for FileDisk {
     }
 
     fn geometry(&self) -> Geometry {
-        Geometry::plain()
+        self.geometry
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.0.read_at(buf, offset)
+        self.file.read_at(buf, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64, _: WriteFlags) -> Result<()> {
-        self.0.write_at(buf, offset)
+        self.file.write_at(buf, offset)
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        self.0.write_zeroes(range, flags)
+        self.file.write_zeroes(range, flags)
     }
 
     fn discard(&self, range: ByteRange) -> Result<()> {
-        self.0.discard(range)
+        self.file.discard(range)
     }
 
     fn flush(&self) -> Result<()> {
-        self.0.flush()
+        self.file.flush()
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
-        self.0.extents(range, &mut |run| {
+        self.file.extents(range, &mut |run| {
             let kind = if run.hole { ExtentKind::Zero } else { ExtentKind::Data };
-            let storage = Arc::clone(&self.0) as Arc<dyn Storage>;
-            visit(Extent::new(run.range, kind).in_host(HostRun { storage, offset: run.range.start() }))
+            let storage = Arc::clone(&self.file) as Arc<dyn Storage>;
+            visit(Extent::new(run.range, kind).in_host(HostRun { storage, offset: run.range.start() + self.shift }))
         })
     }
 
     fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
-        let block = self.0.clone_block(file)?;
+        let block = self.file.clone_block(file)?;
         Some(CloneUnits { device: block, file: block })
     }
 
     fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
-        self.0.clone_range(offset, run, len)
+        self.file.clone_range(offset, run, len)
     }
 }
 
@@ -89,7 +100,7 @@ fn target() -> Arc<FileDisk> {
 }
 
 fn copied(source: &Arc<FileDisk>, target: &Arc<FileDisk>, outcome: &Outcome) {
-    assert!(source.0.to_vec() == target.0.to_vec());
+    assert!(source.file.to_vec() == target.file.to_vec());
     assert_eq!(outcome.copied + outcome.shared + outcome.zeroed + outcome.skipped, LEN + 512);
 }
 
@@ -137,7 +148,7 @@ fn what_cannot_share_at_all_is_refused_if_it_must() {
     };
     let (refused, to) = start(&from, Reflink::Always);
     assert!(matches!(refused.unwrap_err(), Error::NothingShared { .. }));
-    assert!(to.0.to_vec() == [1; 65536], "nothing was copied");
+    assert!(to.file.to_vec() == [1; 65536], "nothing was copied");
     assert_eq!(start(&from, Reflink::Auto).0.unwrap().wait().unwrap().shared, 0);
     // Without data there is nothing to refuse.
     let empty = Arc::new(blockmirror_block::testing::MemoryDisk::new(65536));
@@ -159,7 +170,80 @@ fn under_a_guest_blocks_are_shared_only_if_they_must() {
         tap.write_at(&[0xee; 5000], 12_345, WriteFlags::NONE).unwrap();
         job.control().keep_copy().unwrap();
         let outcome = job.wait().unwrap();
-        assert!(from.0.to_vec() == to.0.to_vec(), "{reflink:?}");
+        assert!(from.file.to_vec() == to.file.to_vec(), "{reflink:?}");
         assert_eq!(outcome.shared > 0, shares, "{reflink:?}: {outcome:?}");
     }
+}
+
+/// A file whose clones fail half-way, after something has happened.
+struct HalfCloned<F>(Arc<FileDisk>, F);
+
+impl<F> std::fmt::Debug for HalfCloned<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<F: Fn(u64, u64) -> Result<u64> + Send + Sync + 'static> BlockDevice for HalfCloned<F> {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64, flags: WriteFlags) -> Result<()> {
+        self.0.write_at(buf, offset, flags)
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        self.0.write_zeroes(range, flags)
+    }
+
+    fn discard(&self, range: ByteRange) -> Result<()> {
+        self.0.discard(range)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.0.flush()
+    }
+
+    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+        self.0.extents(range, visit)
+    }
+
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        self.0.clone_units(file)
+    }
+
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        self.0.clone_range(offset, run, len / 2 / BLOCK * BLOCK)?;
+        (self.1)(offset, len)
+    }
+}
+
+#[test]
+fn zeros_written_during_a_clone_that_fails_half_way_reach_a_target_that_was_zero() {
+    let (from, to) = (FileDisk::new(&[7; 1 << 20]), FileDisk::new(&[0; 1 << 20]));
+    let tap = Tap::new(Arc::clone(&from) as _);
+    let guest = Arc::clone(&tap);
+    let target = HalfCloned(Arc::clone(&to), move |offset, _| {
+        guest.write_at(&[0; 65536], offset, WriteFlags::NONE)?;
+        Err(block::Error::new(ErrorKind::Unsupported, "clone").refused(true))
+    });
+    let options = MirrorOptions::new().reflink(Reflink::Always).target_is_zero(true);
+    let job = MirrorJob::attach(&tap, Arc::new(target), options).unwrap();
+    while job.control().next_event(Some(Duration::from_secs(60))).unwrap() != Event::Ready {}
+    job.control().keep_copy().unwrap();
+    job.wait().unwrap();
+    assert!(from.file.to_vec() == to.file.to_vec(), "the guest's zeros are at the target");
 }

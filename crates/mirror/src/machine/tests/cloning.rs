@@ -41,7 +41,7 @@ fn what_cannot_be_cloned_is_copied_and_what_was_not_reached_is_cloned_next() {
         })
         .collect();
     assert_eq!(copies.iter().map(|copy| copy.1 - copy.0).sum::<u64>(), M + 4096, "{copies:?}");
-    assert!(copies.iter().all(|copy| copy.2), "what was known of the target still is");
+    assert!(copies.iter().all(|copy| !copy.2), "a clone that fails may have written: zeros are not left out");
     assert!(core.take_result().unwrap().is_ok());
     let progress = core.progress(now);
     assert_eq!((progress.shared, progress.copied), (7 * M - 4096, M + 4096));
