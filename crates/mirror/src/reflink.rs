@@ -47,7 +47,7 @@ impl Clones {
             Reflink::Auto if live => None,
             Reflink::Auto => Some(Self::default()),
             Reflink::Always => {
-                let shares = |file: &dyn Storage| target.clone_units(file).is_some();
+                let shares = |file: &dyn Storage| target.clone_units(file);
                 check_shared(source, target.name(), options, &shares)?;
                 Some(Self::default())
             }
@@ -57,31 +57,40 @@ impl Clones {
 
     /// The part of `extent` that can be cloned to `target`, and where it lies.
     pub(crate) fn part_of(&self, target: &dyn BlockDevice, extent: &Extent) -> Option<(ByteRange, HostRun)> {
+        self.part_for(extent, &|file| target.clone_units(file))
+    }
+
+    /// The same for a target that can share blocks with a file in the units that `shares` answers.
+    fn part_for(&self, extent: &Extent, shares: &UnitsWith<'_>) -> Option<(ByteRange, HostRun)> {
         if extent.kind != ExtentKind::Data || extent.compressed {
             return None;
         }
         let run = extent.host.clone()?.in_file();
-        let units = self.units(target, &run.storage)?;
+        let units = self.units(&run.storage, shares)?;
         let located = extent.clone().in_host(run);
         let part = located.clip(units.part_of(&located))?;
         Some((part.range, part.host?))
     }
 
-    fn units(&self, target: &dyn BlockDevice, file: &Arc<dyn Storage>) -> Option<CloneUnits> {
+    fn units(&self, file: &Arc<dyn Storage>, shares: &UnitsWith<'_>) -> Option<CloneUnits> {
         let file_is = Arc::downgrade(file);
         let known =
             self.known.lock().iter().find(|known| known.file.ptr_eq(&file_is)).map(|known| known.units);
         if let Some(units) = known {
             return units;
         }
-        let units = target.clone_units(&**file);
+        let units = shares(&**file);
         self.known.lock().push(Known { file: file_is, units });
         units
     }
 }
 
+/// The units in which a target can share blocks with a file, if it can.
+type UnitsWith<'a> = dyn Fn(&dyn Storage) -> Option<CloneUnits> + 'a;
+
 /// Refuses, for [`Reflink::Always`], a source with data none of which a target named `target` can share, as
-/// far as the source's first extents tell. `shares` says whether the target can share blocks with a file.
+/// far as the source's first extents tell. `shares` answers the units in which the target can share blocks
+/// with a file, if it can.
 ///
 /// # Errors
 /// [`Error::NothingShared`]; [`Error::Source`] if the extents cannot be read.
@@ -89,17 +98,17 @@ pub fn check_shared(
     source: &dyn BlockDevice,
     target: &str,
     options: &MirrorOptions,
-    shares: &dyn Fn(&dyn Storage) -> bool,
+    shares: &dyn Fn(&dyn Storage) -> Option<CloneUnits>,
 ) -> Result<(), Error> {
     if options.reflink != Reflink::Always {
         return Ok(());
     }
+    let known = Clones::default();
     let (mut seen, mut data, mut shared) = (0, false, false);
     let answer = source.extents(ByteRange::new(0, source.len()), &mut |extent| {
         seen += 1;
         data |= extent.kind == ExtentKind::Data;
-        let file = extent.host.filter(|_| extent.kind == ExtentKind::Data && !extent.compressed);
-        shared = file.is_some_and(|run| shares(&*run.in_file().storage));
+        shared = known.part_for(&extent, shares).is_some();
         if shared || seen == MAX_CHECKED { Visit::Break(()) } else { Visit::Continue(()) }
     });
     answer.map_err(Error::Source)?;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{
-    self as block, BlockDevice, ByteRange, CloneUnits, ErrorKind, Extent, ExtentKind, Geometry,
-    HostRun, Result, Storage, Visit, WriteFlags, ZeroFlags,
+    self as block, BlockDevice, ByteRange, CloneUnits, ErrorKind, Extent, ExtentKind, Geometry, HostRun,
+    Result, Storage, Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_mirror::{Error, Event, MirrorJob, MirrorOptions, Outcome, Reflink, Tap};
 
@@ -73,7 +73,10 @@ impl BlockDevice for FileDisk {
         self.file.extents(range, &mut |run| {
             let kind = if run.hole { ExtentKind::Zero } else { ExtentKind::Data };
             let storage = Arc::clone(&self.file) as Arc<dyn Storage>;
-            visit(Extent::new(run.range, kind).in_host(HostRun { storage, offset: run.range.start() + self.shift }))
+            visit(
+                Extent::new(run.range, kind)
+                    .in_host(HostRun { storage, offset: run.range.start() + self.shift }),
+            )
         })
     }
 
@@ -173,6 +176,16 @@ fn under_a_guest_blocks_are_shared_only_if_they_must() {
         assert!(from.file.to_vec() == to.file.to_vec(), "{reflink:?}");
         assert_eq!(outcome.shared > 0, shares, "{reflink:?}: {outcome:?}");
     }
+}
+
+#[test]
+fn what_lies_at_no_whole_block_is_refused_if_it_must_be_shared() {
+    let from = Arc::new(FileDisk { shift: 512, ..FileDisk::of(&[7; 65536]) });
+    let to = FileDisk::new(&[1; 65536]);
+    let options = MirrorOptions::new().reflink(Reflink::Always);
+    let refused = MirrorJob::start(from, Arc::clone(&to) as _, options);
+    assert!(matches!(refused, Err(Error::NothingShared { .. })));
+    assert!(to.file.to_vec() == [1; 65536], "nothing was copied");
 }
 
 /// A file whose clones fail half-way, after something has happened.

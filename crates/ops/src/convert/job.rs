@@ -165,7 +165,8 @@ impl PreparedConvert {
             Kind::Existing(image) => (*image, None, None),
             Kind::New(new) => {
                 let NewTarget { mut prepared, checkpoint, backing, open } = *new;
-                reflink::check_new(&source, &prepared, &mirror)?;
+                let copies = compress || verify.as_ref().is_some_and(Verification::sees_all_bytes);
+                reflink::check_new(&source, &prepared, &mirror, copies)?;
                 let cluster_size = prepared.cluster_size();
                 let begin = |checkpoint| {
                     Recorder::begin(checkpoint, &mut prepared, source.device().len(), cluster_size)

@@ -3,6 +3,7 @@
 //! The option of [`Convert`], and the refusal of a target that must share and cannot: asked before a target
 //! that is written in place loses its contents.
 
+use blockmirror_block::{CloneUnits, Storage};
 use blockmirror_image::{PreparedImage, Target};
 use blockmirror_mirror::{MirrorOptions, Reflink, check_shared};
 
@@ -30,15 +31,23 @@ impl Convert {
     }
 }
 
-/// Refuses a new target that must share blocks with `source` and cannot. It still holds what it held.
+/// Refuses a new target that must share blocks with `source` and cannot; `copies`: all bytes pass through a
+/// compressor or a verification. It still holds what it held.
 pub(super) fn check_new(
     source: &ConvertSource,
     new: &PreparedImage,
     mirror: &MirrorOptions,
+    copies: bool,
 ) -> Result<(), ConvertError> {
     let Some(target) = new.targets().next().map(Target::name) else { return Ok(()) };
-    let shares = |file: &dyn blockmirror_block::Storage| {
-        new.targets().any(|target| target.storage().clone_block(file).is_some())
-    };
+    let shares = |file: &dyn Storage| units(new, file).filter(|_| !copies);
     check_shared(&**source.device(), &target, mirror, &shares).map_err(ConvertError::Start)
+}
+
+/// The units in which the image will share blocks with `file`, as it will say itself.
+fn units(new: &PreparedImage, file: &dyn Storage) -> Option<CloneUnits> {
+    // The data file, if there is one, holds the data.
+    let block = new.targets().last()?.storage().clone_block(file)?;
+    let device = new.cluster_size().unwrap_or(block);
+    (block <= device).then_some(CloneUnits { device, file: block })
 }

@@ -106,6 +106,11 @@ impl Verification {
         })
     }
 
+    /// Whether what is put in front of the disks has to see all bytes, so that no blocks are shared.
+    pub(super) fn sees_all_bytes(&self) -> bool {
+        self.mode != Verify::Full
+    }
+
     /// Decides; what has written the target is closed. `progress` gets the bytes that are done, and says
     /// whether to go on.
     pub(super) fn run(

@@ -159,11 +159,13 @@ fn what_is_stored_in_another_way_is_copied() {
     on_each("what_is_stored_in_another_way_is_copied", |place| {
         fs::write(place.path("a.raw"), pattern(4 * MIB)).unwrap();
         place.ours_ok("convert -q -c -O qcow2 @a.raw @packed.qcow2");
-        // Compressed; several clusters in a block; compressed anew.
+        // Compressed; several clusters in a block; compressed anew; read by a verification.
         for line in [
             "convert -O raw @packed.qcow2 @t",
             "convert -O qcow2 -o cluster_size=2k @a.raw @t",
             "convert -c -O qcow2 @a.raw @t",
+            "convert --verify=hash @a.raw @t",
+            "convert --verify=readback @a.raw @t",
         ] {
             let done = copy(place, line);
             assert_eq!((figures(&done), &done["clone-calls"]), ((0, 4 * MIB), &Value::from(0)), "{line}");
@@ -172,6 +174,13 @@ fn what_is_stored_in_another_way_is_copied() {
             let said = place.ours_fails(&line.replace("convert", "convert --reflink=always"), 1);
             assert!(said.contains("can share no blocks with source"), "{line}: {said}");
             assert!(!place.path("t").exists(), "{line}");
+            // What would be written in place keeps what it holds.
+            fs::write(place.path("t"), [0xcc; 100_000]).unwrap();
+            let in_place = line.replace("convert", "convert --reflink=always --in-place");
+            let said = place.ours_error(&in_place, 1);
+            assert!(said.contains("can share no blocks with source"), "{line}: {said}");
+            assert!(fs::read(place.path("t")).unwrap() == [0xcc; 100_000], "{line}: {said}");
+            fs::remove_file(place.path("t")).unwrap();
         }
     });
 }
