@@ -23,8 +23,8 @@ use std::sync::Arc;
 use blockmirror_bitmap::ChunkBitmap;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    self as block, Backing, BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Geometry,
-    RangeLock, Result, Visit, WriteFlags, ZeroFlags, zero,
+    self as block, Backing, BlockDevice, ByteRange, CloneUnits, Error, ErrorKind, Extent, ExtentKind,
+    Geometry, HostRun, RangeLock, Result, Storage, Visit, WriteFlags, ZeroFlags, zero,
 };
 
 use crate::error;
@@ -449,6 +449,31 @@ impl BlockDevice for CowTarget {
             rest = ByteRange::new(part.end(), rest.end());
         }
         Ok(())
+    }
+
+    /// In whole units, so that nothing is left to complete.
+    fn clone_units(&self, file: &dyn Storage) -> Option<CloneUnits> {
+        let units = self.target.clone_units(file)?;
+        let device = units.device.max(self.unit);
+        device.is_power_of_two().then_some(CloneUnits { device, ..units })
+    }
+
+    /// A unit that a clone fails in is not complete: it may hold a part of the clone.
+    fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
+        let range = offset
+            .checked_add(len)
+            .map(|end| ByteRange::new(offset, end))
+            .filter(|range| range.end() <= self.len())
+            .ok_or_else(|| Error::out_of_bounds("clone", offset, len, self.len()))?;
+        if range.is_empty() || range.align_inward(self.unit) != range {
+            let error = Error::new(ErrorKind::Unsupported, "clone").at(offset);
+            return Err(error.because("only whole units are cloned"));
+        }
+        let _turn = self.order.lock_exclusive(range)?;
+        let losses = self.begin(range);
+        let calls = self.target.clone_range(offset, run, len)?;
+        self.completed(range, losses);
+        Ok(calls)
     }
 
     /// The target's calls only: the source is the guest's own disk, whose calls the engine ends late.

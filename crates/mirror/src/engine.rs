@@ -100,7 +100,7 @@ impl JobDisks {
     }
 
     /// How the target is written: itself, or [`CowTarget`] in front of it.
-    fn through(&self) -> Arc<dyn BlockDevice> {
+    pub(crate) fn through(&self) -> Arc<dyn BlockDevice> {
         match &self.cow {
             Some(cow) => Arc::clone(cow) as Arc<dyn BlockDevice>,
             None => Arc::clone(&self.target),

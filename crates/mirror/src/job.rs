@@ -241,8 +241,8 @@ impl MirrorJob {
         check_distinct(&source, &target)?;
         let granularity = check(&*source, &*target, &options)?;
         let len = source.len();
-        let clones = Clones::checked(&options, false, &*source, &*target)?;
-        let ends = JobDisks::new(source, target, &options, granularity.bytes);
+        let ends = JobDisks::new(Arc::clone(&source), target, &options, granularity.bytes);
+        let clones = Clones::checked(&options, false, &*source, &*ends.through())?;
         let geometry = ends.target_geometry();
         let mut config = Config::new(&options, granularity.bytes, len, geometry);
         let checkpoints = checkpoints.into();
@@ -381,7 +381,8 @@ impl PreparedJob {
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
-        let clones = Clones::checked(options, true, &*tap.device(), &**target)?;
+        let through = JobDisks::new(tap.device(), Arc::clone(target), options, granularity.bytes).through();
+        let clones = Clones::checked(options, true, &*tap.device(), &*through)?;
         let engine = tap.attach(name, |AttachContext { session, source, bitmap }| {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;

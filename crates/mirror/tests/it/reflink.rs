@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryStorage, OpKind};
 use blockmirror_block::{
-    self as block, BlockDevice, ByteRange, CloneUnits, ErrorKind, Extent, ExtentKind, Geometry, HostRun,
-    Result, Storage, Visit, WriteFlags, ZeroFlags,
+    self as block, Backing, BlockDevice, ByteRange, CloneUnits, ErrorKind, Extent, ExtentKind, Geometry,
+    HostRun, Result, Storage, Visit, WriteFlags, ZeroFlags,
 };
 use blockmirror_mirror::{Error, Event, MirrorJob, MirrorOptions, Outcome, Reflink, Tap};
 
@@ -186,6 +186,25 @@ fn what_lies_at_no_whole_block_is_refused_if_it_must_be_shared() {
     let refused = MirrorJob::start(from, Arc::clone(&to) as _, options);
     assert!(matches!(refused, Err(Error::NothingShared { .. })));
     assert!(to.file.to_vec() == [1; 65536], "nothing was copied");
+}
+
+#[test]
+fn a_target_whose_clusters_must_be_completed_shares_whole_ones() {
+    let mut geometry = Geometry::plain();
+    geometry.cluster_size = Some(65536);
+    geometry.backing = Backing::Hidden;
+    let (from, to) = (source(), Arc::new(FileDisk { geometry, ..FileDisk::of(&[0; LEN as usize + 512]) }));
+    let tap = Tap::new(Arc::clone(&from) as _);
+    let options = MirrorOptions::new().reflink(Reflink::Always);
+    let job = MirrorJob::attach(&tap, Arc::clone(&to) as _, options).unwrap();
+    for at in (0..LEN).step_by(100 * BLOCK as usize) {
+        tap.write_at(&[at as u8 | 1; 5000], at + 700, WriteFlags::NONE).unwrap();
+    }
+    while job.control().next_event(Some(Duration::from_secs(60))).unwrap() != Event::Ready {}
+    job.control().keep_copy().unwrap();
+    let outcome = job.wait().unwrap();
+    assert!(from.file.to_vec() == to.file.to_vec());
+    assert!(outcome.shared > 0, "{outcome:?}");
 }
 
 /// A file whose clones fail half-way, after something has happened.
