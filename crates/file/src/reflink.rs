@@ -12,7 +12,7 @@ use rustix::ioctl::{self, Opcode, Setter, opcode};
 
 use crate::io::retry;
 
-/// One call clones at most this much, so that a caller's cancel is noticed in between.
+/// One call clones at most this much: the kernel holds both files for as long as it takes.
 const PIECE: u64 = 256 << 20;
 /// How often the probe is repeated for a source that grows.
 const TRIES: u32 = 16;

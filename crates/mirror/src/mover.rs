@@ -7,12 +7,13 @@
 //! them, and writes that to the target. It does no harm: the write marks its range when it has finished, so
 //! the range is copied again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::sync::Instant;
 use blockmirror_block::{
-    self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Extent, Geometry, Visit, WriteFlags,
-    ZeroFlags, cancel, zero,
+    self as block, AlignedBuf, BlockDevice, ByteRange, ErrorKind, Extent, Geometry, HostRun, Visit,
+    WriteFlags, ZeroFlags, cancel, zero,
 };
 use tracing::debug;
 
@@ -69,8 +70,10 @@ pub(crate) struct Mover<'a> {
     buffer: AlignedBuf,
 }
 
-/// A clone that has taken so long is interrupted between two system calls.
+/// A clone that has taken so long is interrupted between two pieces.
 const CLONE_TIME: Duration = Duration::from_millis(100);
+/// What is cloned at once: a file in fragments takes time for each. A multiple of any device's unit.
+const CLONE_PIECE: u64 = 32 << 20;
 
 /// No block is smaller.
 const SECTOR: u64 = 512;
@@ -175,18 +178,30 @@ impl<'a> Mover<'a> {
             return Ok(sharing.cloned);
         };
         let started = Instant::now();
+        let is_over = || started.elapsed() >= CLONE_TIME || cancel::is_cancelled();
         let mut stopped = false;
         let answer = self.source.extents(range, &mut |extent| {
             if let Some((part, run)) = extent.clip(range).and_then(|e| clones.part_of(self.target, &e)) {
                 sharing.leave(part.start());
-                match self.target.clone_range(part.start(), &run, part.len()) {
-                    Ok(calls) => sharing.shared(part.end(), calls),
-                    // A copy meets the same error, unless it is about clones.
-                    Err(error) => debug!(range = %part, %error, "copied, not cloned"),
+                for piece in part.pieces(CLONE_PIECE) {
+                    let offset = run.offset.saturating_add(piece.start() - part.start());
+                    let from = HostRun { storage: Arc::clone(&run.storage), offset };
+                    match self.target.clone_range(piece.start(), &from, piece.len()) {
+                        Ok(calls) => sharing.shared(piece.end(), calls),
+                        Err(error) => {
+                            // A copy meets the same error, unless it is about clones.
+                            debug!(range = %piece, %error, "copied, not cloned");
+                            break;
+                        }
+                    }
+                    stopped = is_over();
+                    if stopped {
+                        return Visit::Break(());
+                    }
                 }
             }
             sharing.leave(extent.range.end());
-            stopped = sharing.is_enough() || started.elapsed() >= CLONE_TIME || cancel::is_cancelled();
+            stopped = sharing.is_enough() || is_over();
             if stopped { Visit::Break(()) } else { Visit::Continue(()) }
         });
         answer.map_err(|error| Failure { operation: Operation::Read, error })?;

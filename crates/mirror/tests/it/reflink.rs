@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryStorage, OpKind};
@@ -278,4 +278,27 @@ fn zeros_written_during_a_clone_that_fails_half_way_reach_a_target_that_was_zero
     job.control().keep_copy().unwrap();
     job.wait().unwrap();
     assert!(from.file.to_vec() == to.file.to_vec(), "the guest's zeros are at the target");
+}
+
+#[test]
+fn a_cancelled_job_ends_a_long_clone() {
+    let from = FileDisk::new(&vec![7; 64 << 20]);
+    let to = FileDisk::new(&[]);
+    to.file.set_len(64 << 20).unwrap();
+    let ((begun, has_begun), (go_on, may_go_on)) = (mpsc::channel(), mpsc::channel::<()>());
+    let may_go_on = Mutex::new(may_go_on);
+    let target = HalfCloned(to, move |_, len| {
+        begun.send(len).unwrap();
+        // Until the sender is gone.
+        let _ = may_go_on.lock().unwrap().recv();
+        Ok(1)
+    });
+    let options = MirrorOptions::new().reflink(Reflink::Auto);
+    let job = MirrorJob::start(from, Arc::new(target), options).unwrap();
+    let mut cloned = has_begun.recv().unwrap();
+    job.control().cancel();
+    drop(go_on);
+    assert!(job.wait().is_err());
+    cloned += has_begun.iter().sum::<u64>();
+    assert!(cloned <= 32 << 20, "{cloned} bytes cloned");
 }
