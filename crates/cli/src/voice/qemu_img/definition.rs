@@ -59,6 +59,11 @@ fn subcommand(command: clap::Command) -> clap::Command {
         command = command.mut_arg("progress", |arg| arg.long("progress-style"));
         command = command.mut_arg("bar", |arg| arg.long("progress"));
     }
+    // Zeros that were written become holes, as `-S` says there by default: they are not looked for in what is
+    // shared.
+    if has(&command, "reflink") {
+        command = command.mut_arg("reflink", |arg| arg.default_value("never"));
+    }
     // Plain paths in images are followed wherever they lead, unless the environment says where they may.
     if has(&command, "allow_backing") && !lock_policy::is_narrowed() {
         command = command.mut_arg("allow_backing", |arg| arg.default_value("/"));

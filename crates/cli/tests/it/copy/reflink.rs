@@ -134,6 +134,28 @@ fn zeros_that_were_written_are_shared_as_data() {
     });
 }
 
+/// Under QEMU's name they become holes, as there.
+#[test]
+fn under_the_name_qemu_img_nothing_is_shared_unless_that_is_asked_for() {
+    on_each("under_the_name_qemu_img_nothing_is_shared_unless_that_is_asked_for", |place| {
+        let mut bytes = pattern(4 * MIB);
+        bytes[MIB as usize..2 << 20].fill(0);
+        fs::write(place.path("a.raw"), bytes).unwrap();
+        for (options, shared) in [(&[][..], false), (&["--reflink=auto"][..], true)] {
+            let (from, to) = (place.path("a.raw"), place.path("t"));
+            let paths = [from.to_str().unwrap(), to.to_str().unwrap()];
+            let words = ["qemu-img", "convert"].into_iter().chain(options.iter().copied()).chain(paths);
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let code = blockmirror_cli::run(words.map(str::to_owned), &mut out, &mut err);
+            assert_eq!(i32::from(code), 0, "{}", String::from_utf8_lossy(&err));
+            let file = fs::File::open(place.path("t")).unwrap();
+            let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(MIB as _)).unwrap();
+            assert_eq!(hole == MIB, !shared, "{options:?}: a hole at {hole}");
+            same(place, "@a.raw", "@t");
+        }
+    });
+}
+
 #[test]
 fn holes_stay_holes_and_layers_are_shared_each() {
     on_each("holes_stay_holes_and_layers_are_shared_each", |place| {
