@@ -2,7 +2,8 @@
 //!
 //! Part of [`Durability`](super::durability). A checkpoint follows a flush, and a flush covers what was
 //! written before it began. Must hold: data that no checkpoint covers is at most twice the interval, so
-//! that a job that is killed copies no more than that again.
+//! that a job that is killed copies no more than that again. Clones do not count: they are done again in no
+//! time, or copied where nothing is shared any more.
 
 /// See the module's documentation.
 #[derive(Debug)]
