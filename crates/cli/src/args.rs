@@ -226,7 +226,7 @@ mod tests {
         (
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
-             target_image_opts target_cache target_is_zero require_flush in_place atomic force clean granularity speed buf_size parallel sparse_size reflink \
+             target_image_opts target_cache target_is_zero require_flush no_sync in_place atomic force clean granularity speed buf_size parallel sparse_size reflink \
              on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart dry_run \
              verify ranges only output progress bar quiet sync",
         ),

@@ -24,6 +24,10 @@ const TMPFS_MAGIC: u64 = 0x0102_1994;
 /// The checkpoint of a copy of `len` bytes.
 pub(crate) fn wanted(console: &mut Console<'_>, args: &CopyArgs, len: u64) -> Option<CheckpointOptions> {
     let asked = &args.checkpoint;
+    if args.no_sync {
+        // A checkpoint says what is durable.
+        return None;
+    }
     let options = match &asked.checkpoint {
         Some(file) => {
             if is_in_memory(file) {

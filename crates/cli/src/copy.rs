@@ -129,7 +129,11 @@ fn conversion(console: &Console<'_>, args: &CopyArgs, sync: Option<Sync>) -> Out
     }
     let mut sources = args.names.iter().cloned();
     let first = sources.next().ok_or_else(|| Failure::usage(ConvertError::NoSource))?;
-    let target_access = lock_policy::of_target(&args.access).cache(args.target_cache);
+    if args.no_sync && args.target_cache.writes_through() {
+        let cache = args.target_cache.as_str();
+        return Err(Failure::usage(format_args!("--no-sync: cannot be combined with -t {cache}")));
+    }
+    let target_access = lock_policy::of_target(&args.access).cache(args.target_cache).no_sync(args.no_sync);
     if args.no_create && args.backing_format.is_some() && args.backing.is_none() {
         return Err(Failure::usage("-F: no backing file is named"));
     }

@@ -28,7 +28,7 @@ pub(crate) fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
 
 /// Prints what was done, and lists what was given up.
 pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome {
-    if !outcome.durable {
+    if !outcome.durable && !args.no_sync {
         console.note(format_args!(
             "{}: its server has no flush command: the copy may not be durable",
             args.target.display()
@@ -69,6 +69,7 @@ fn machine(args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome<String> {
         "shared": copy.shared,
         "clone-calls": copy.clone_calls,
         "given-up": given_up,
+        "durable": outcome.durable,
         "elapsed": copy.elapsed.as_secs_f64(),
     });
     if outcome.resumed > 0 {

@@ -15,11 +15,26 @@ pub(crate) struct Flushes {
     group: GroupCommit,
     /// *Guards* the error number of the first failure. *Order*: leaf. *Not under it*: the system call.
     failed: Mutex<Option<i32>>,
+    /// Nothing is made durable.
+    off: bool,
 }
 
 impl Flushes {
+    /// Those of a file of which nothing is made durable.
+    pub(crate) fn that_do_nothing() -> Self {
+        Self { off: true, ..Self::default() }
+    }
+
+    /// Whether they do nothing.
+    pub(crate) fn are_off(&self) -> bool {
+        self.off
+    }
+
     /// Makes everything written before the call durable.
     pub(crate) fn flush(&self, file: &File) -> Result<()> {
+        if self.off {
+            return Ok(());
+        }
         self.flush_with(|| file.sync_data())
     }
 

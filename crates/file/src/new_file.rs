@@ -218,6 +218,9 @@ impl NewFile {
     /// # Errors
     /// Any; the name may not survive a crash.
     pub fn sync_name(&self) -> Result<()> {
+        if !self.storage.syncs() {
+            return Ok(());
+        }
         let synced = self.location.sync(self.storage.file());
         synced.map_err(|e| Error::io("sync directory", e).or_in_file(&self.name))
     }

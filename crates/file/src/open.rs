@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use crate::FileStorage;
 use crate::claim;
 use crate::direct::{self, Direct};
+use crate::flushes::Flushes;
 use crate::handle::PathHandle;
 use crate::id::FileKind;
 
@@ -42,6 +43,7 @@ pub struct FileOptions {
     pub(crate) create_new: bool,
     pub(crate) direct: bool,
     pub(crate) claim: bool,
+    pub(crate) no_sync: bool,
     pub(crate) lock: LockMode,
 }
 
@@ -79,6 +81,13 @@ impl FileOptions {
     #[must_use]
     pub fn claim(mut self, claim: bool) -> Self {
         self.claim = claim;
+        self
+    }
+
+    /// Flushes succeed and do nothing: what is written becomes durable when the system writes it back.
+    #[must_use]
+    pub fn no_sync(mut self, no_sync: bool) -> Self {
+        self.no_sync = no_sync;
         self
     }
 
@@ -164,7 +173,8 @@ impl FileOptions {
         let writable = self.writable || self.create_new;
         let lock = lock(&file, path, self.lock, writable)?;
         let direct = if self.direct { Some(Direct::new(&file, writable)?) } else { None };
-        FileStorage::assemble(file, Arc::clone(name), writable, lock, direct)
+        let flushes = if self.no_sync { Flushes::that_do_nothing() } else { Flushes::default() };
+        Ok(FileStorage::assemble(file, Arc::clone(name), writable, lock, direct)?.with_flushes(flushes))
     }
 }
 

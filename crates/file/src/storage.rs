@@ -140,6 +140,16 @@ impl FileStorage {
         })
     }
 
+    pub(crate) fn with_flushes(mut self, flushes: Flushes) -> Self {
+        self.flushes = flushes;
+        self
+    }
+
+    /// Whether flushes make anything durable.
+    pub(crate) fn syncs(&self) -> bool {
+        !self.flushes.are_off()
+    }
+
     /// Makes the open file writable or read-only; the image lock changes with it. No other thread may call
     /// this at the same time, and an earlier [`info`](Storage::info) is out of date.
     ///
@@ -315,6 +325,9 @@ impl FileStorage {
 
     /// Makes everything written, and the file's attributes, durable.
     pub(crate) fn sync_all(&self) -> Result<()> {
+        if !self.syncs() {
+            return Ok(());
+        }
         // Attributes by a call of our own: a flush may be answered by another thread's, which leaves them
         // out.
         self.named(
@@ -457,6 +470,7 @@ impl Storage for FileStorage {
     fn info(&self) -> StorageInfo {
         let mut info = self.descriptor().info;
         info.writable &= self.writable.load(Ordering::Acquire);
+        info.can_flush &= self.syncs();
         info
     }
 

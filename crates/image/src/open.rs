@@ -54,6 +54,7 @@ pub struct OpenOptions {
     lock: LockMode,
     claim: bool,
     cache: CacheMode,
+    no_sync: bool,
     node: NodeOptions,
     snapshot: Option<SnapshotRef>,
     policy: ReferencePolicy,
@@ -76,6 +77,7 @@ impl Default for OpenOptions {
             lock: LockMode::Exclusive,
             claim: false,
             cache: CacheMode::default(),
+            no_sync: false,
             node: NodeOptions::default(),
             snapshot: None,
             policy: ReferencePolicy::deny(),
@@ -170,6 +172,15 @@ impl OpenOptions {
     #[must_use]
     pub fn cache(mut self, mode: CacheMode) -> Self {
         self.cache = mode;
+        self
+    }
+
+    /// Flushes of the chain's files do nothing: nothing is durable before the system writes it back, and a
+    /// crash of the host may leave any part of it. What is open says so
+    /// ([`can_flush`](blockmirror_block::Geometry::can_flush)). Exports of NBD servers are flushed.
+    #[must_use]
+    pub fn no_sync(mut self, no_sync: bool) -> Self {
+        self.no_sync = no_sync;
         self
     }
 
@@ -346,6 +357,7 @@ impl OpenOptions {
             claim,
             direct: self.cache.is_direct() || self.node.direct,
             past_cache: self.past_cache,
+            no_sync: self.no_sync,
             #[cfg(feature = "nbd")]
             nbd: self.nbd,
         }

@@ -48,13 +48,16 @@ pub(crate) struct Access {
     pub(crate) direct: bool,
     /// The same for reads alone, by other means where a file system has no direct I/O.
     pub(crate) past_cache: bool,
+    /// Flushes of files do nothing.
+    pub(crate) no_sync: bool,
     #[cfg(feature = "nbd")]
     pub(crate) nbd: NbdOptions,
 }
 
 impl Access {
     fn file_options(self) -> FileOptions {
-        FileOptions::new().writable(self.writable).claim(self.claim).direct(self.direct).lock(self.lock)
+        let options = FileOptions::new().writable(self.writable).claim(self.claim);
+        options.direct(self.direct).no_sync(self.no_sync).lock(self.lock)
     }
 
     /// The layer of `file`, which has been opened so.

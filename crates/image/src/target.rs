@@ -91,7 +91,7 @@ impl Target {
             Self::decide(path, &options)?;
             return Ok(Self::new(Kind::Export, ProtocolLayer::open(path, access)?, Vec::new()));
         }
-        let files = FileOptions::new().lock(access.lock).direct(access.direct);
+        let files = FileOptions::new().lock(access.lock).direct(access.direct).no_sync(access.no_sync);
         let plan = TargetPlan::new(path, options.file(files))?;
         clear(path, &plan)?;
         let (file, leftovers) = plan.open()?;

@@ -31,6 +31,8 @@ struct Copied {
     zeroed: u64,
     skipped: u64,
     given_up: Vec<GivenUp>,
+    /// Whether the target was flushed, by one that can.
+    durable: bool,
     /// Seconds.
     elapsed: f64,
     granularity: u64,

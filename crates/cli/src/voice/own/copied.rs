@@ -18,8 +18,9 @@ pub(super) fn line(args: &CopyArgs, outcome: &ConvertOutcome) -> String {
         0 => String::new(),
         bytes => format!("{} shared ({} calls), ", human_size(bytes), copy.clone_calls),
     };
+    let durable = if outcome.durable { "" } else { ", not durable" };
     let line = format!(
-        "{} -> {} ({}): {}: {} copied, {shared}{} zeroed, {} skipped, {lost}in {:.2} s",
+        "{} -> {} ({}): {}: {} copied, {shared}{} zeroed, {} skipped, {lost}in {:.2} s{durable}",
         args.shown_sources(),
         args.target.display(),
         outcome.format,
