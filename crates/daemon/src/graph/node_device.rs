@@ -249,7 +249,9 @@ impl BlockDevice for NodeDevice {
 
     fn clone_range(&self, offset: u64, run: &HostRun, len: u64) -> Result<u64> {
         self.check_writable("clone")?;
-        self.device().clone_range(offset, run, len)
+        let calls = self.device().clone_range(offset, run, len)?;
+        self.stats.highest_write.fetch_max(offset.saturating_add(len), Ordering::Relaxed);
+        Ok(calls)
     }
 
     fn write_would_wait(&self, range: ByteRange) -> bool {

@@ -17,6 +17,9 @@ fn mirrored(client: &mut Client, fs: &LoopFs, reflink: &str) -> Value {
     client.run("drive-mirror", mirror);
     client.wait("BLOCK_JOB_READY");
     let info = client.run("query-block-jobs", json!({}))[0].clone();
+    let stats = client.run("query-blockstats", json!({"query-nodes": true}));
+    let written = |node: &Value| node["stats"]["wr_highest_offset"] == SIZE;
+    assert!(stats.as_array().unwrap().iter().any(written), "{reflink}: {stats}");
     client.run("block-job-cancel", json!({"device": "m"}));
     assert!(client.wait("BLOCK_JOB_COMPLETED").get("error").is_none());
     client.wait_for_status("null");
@@ -50,5 +53,31 @@ fn a_mirror_shares_blocks_only_if_it_is_asked_to() {
         assert!(!elsewhere.exists(), "{refused}");
         drop(client);
         assert!(fs::read(&path).unwrap() == bytes);
+    }
+}
+
+/// What is shared with the file below blkverify is compared with nothing.
+#[test]
+fn a_mirror_from_blkverify_shares_nothing() {
+    for fs in LoopFs::with_reflinks("a_mirror_from_blkverify_shares_nothing") {
+        let mut client = Client::new();
+        for name in ["test", "raw"] {
+            let path = fs.path().join(name);
+            fs::write(&path, vec![7; 1 << 20]).unwrap();
+            client.run(
+                "blockdev-add",
+                json!({"driver": "raw", "node-name": name, "file": {"driver": "file", "filename": path}}),
+            );
+        }
+        client.run(
+            "blockdev-add",
+            json!({"driver": "blkverify", "node-name": "v", "test": "test", "raw": "raw"}),
+        );
+        let refused = client.refused(
+            "drive-mirror",
+            json!({"job-id": "m", "device": "v", "target": fs.path().join("t"), "format": "raw",
+                "sync": "full", "x-reflink": "always"}),
+        );
+        assert!(refused.contains("can share no blocks with source"), "{refused}");
     }
 }
