@@ -199,6 +199,19 @@ impl Checkpoint {
         self.mark(&done)
     }
 
+    /// Has the storage hold no checkpoint any more, durably; to [`open`](Self::open) it is one whose creation
+    /// was interrupted. No region can be marked then.
+    ///
+    /// # Errors
+    /// [`Error::Storage`]: it may be valid after a crash.
+    pub fn invalidate(&mut self) -> Result<(), Error> {
+        self.state = State::Unknown;
+        self.regions = ChunkBitmap::new(self.header.regions());
+        self.storage.set_len(0)?;
+        Header::begin(&*self.storage)?;
+        Ok(self.storage.flush()?)
+    }
+
     /// Begins the area of `header` with a snapshot of `regions`, and then has it counted.
     fn begin_area(&mut self, header: Header, regions: ChunkBitmap) -> Result<(), Error> {
         if self.state == State::Unknown {

@@ -50,11 +50,12 @@ pub fn differences(
             }
         }
         Visit::Continue(())
-    })?;
+    });
+    // What was found before a read that fails is a difference all the same.
     if let Some(last) = pending {
         found(last.intersect(within));
     }
-    Ok(all.is_continue())
+    Ok(all?.is_continue())
 }
 
 /// Walks through `within`; breaks if `progress` did. `on` gets whole sectors, the last of the disk excepted.

@@ -51,6 +51,17 @@ fn marks_are_there_when_the_log_is_opened_again() {
 }
 
 #[test]
+fn one_that_was_made_invalid_is_none_and_stays_so() {
+    let storage = Arc::new(MemoryStorage::new());
+    let mut log = new(&storage, 8);
+    log.mark(&[1..3]).unwrap();
+    log.invalidate().unwrap();
+    assert_eq!(log.marked_bytes(), 0);
+    log.mark(&[1..3]).unwrap_err();
+    assert!(matches!(Checkpoint::open(storage), Err(Error::NotBegun { .. })));
+}
+
+#[test]
 fn a_region_that_lacks_a_byte_is_not_marked() {
     let storage = Arc::new(MemoryStorage::new());
     let mut log = new(&storage, 8);

@@ -316,7 +316,8 @@ impl ConvertJob {
         let kept = kept.and_then(|(recorder, new)| keep(&control, &image, recorder, new));
         let copied = match ended {
             Ok(copy) => {
-                let ending = Ending { source: &source, bitmaps: &bitmaps, target: &target, incomplete };
+                let (source, bitmaps, target) = (&source, &bitmaps, &*target);
+                let ending = Ending { source, bitmaps, target, incomplete, recorder: recorder.as_deref() };
                 ending.complete(image, new, verify, &copy, progress).map(|verified| (copy, verified))
             }
             Err(cause) => Err(ConvertError::Copy { target: target.clone(), cause, incomplete }),
@@ -354,6 +355,7 @@ struct Ending<'a> {
     target: &'a Path,
     /// Whether a failure leaves a part of the copy.
     incomplete: bool,
+    recorder: Option<&'a Recorder>,
 }
 
 impl Ending<'_> {
@@ -375,15 +377,22 @@ impl Ending<'_> {
             }
             None => None,
         };
-        image.close().map_err(|error| error.incomplete_if(self.incomplete))?;
+        let closed = image.close().map_err(|error| error.incomplete_if(self.incomplete));
+        // What is known to be wrong is marked so, whatever else fails.
+        if !verify.as_ref().is_some_and(|(_, observed)| observed.is_unequal()) {
+            closed?;
+        }
         let mut verified = None;
         if let Some((verify, observed)) = verify {
             let source = &**self.source.device();
             let copied = Copied { source, path: self.target, format, new: new.as_ref(), outcome: copy };
             match verify.run(&copied, observed, progress) {
                 Ok(Verdict::Equal(equal)) => verified = Some(equal),
-                Ok(Verdict::Differs(ranges)) => {
-                    let mismatch = verify.keep(self.target.to_owned(), format, new, ranges);
+                Ok(Verdict::Differs(unequal)) => {
+                    // Before the copy is kept for good: what is wrong must not be gone on with.
+                    let checkpoint = self.recorder.and_then(Recorder::invalidate);
+                    let mut mismatch = verify.keep(self.target.to_owned(), format, new, unequal);
+                    mismatch.checkpoint = checkpoint;
                     return Err(ConvertError::Mismatch(Box::new(mismatch)));
                 }
                 Err(cause) => return Err(self.not_verified(cause)),

@@ -122,12 +122,20 @@ impl Recorder {
         &self.partial
     }
 
+    /// Makes it lead to nothing, durably: removing its file alone may be refused, or undone by a crash.
+    /// Its path if it may still lead to the copy.
+    pub(super) fn invalidate(&self) -> Option<PathBuf> {
+        self.resumable.set(false);
+        let emptied = self.log.lock().invalidate();
+        emptied.is_err().then(|| self.path.clone())
+    }
+
     /// Keeps its file for a later run, or removes it.
     pub(super) fn settle(&self, keep: bool) {
         self.settled.store(true, Ordering::Relaxed);
         if !keep {
             self.resumable.set(false);
-            // One that stays leads to nothing any more, and says so to the next run.
+            // One that stays leads to nothing any more: the copy is gone, or it is invalid.
             let _ = fs::remove_file(&self.path);
         }
     }

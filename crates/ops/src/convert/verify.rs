@@ -24,7 +24,7 @@ use blockmirror_image::{self as image, Format, Image, Kept, NewImage, OpenOption
 use blockmirror_mirror as mirror;
 
 use self::hashed_source::HashedSource;
-use self::written_target::WrittenTarget;
+use self::written_target::{Found, WrittenTarget};
 pub use mismatch::{Mismatch, Verify};
 
 /// What a verification has found to be equal.
@@ -43,8 +43,15 @@ pub struct Verified {
 #[derive(Debug)]
 pub(super) enum Verdict {
     Equal(Verified),
-    /// Where the target is not the source.
-    Differs(DirtyBitmap),
+    Differs(Unequal),
+}
+
+/// Where a target is not the source.
+#[derive(Debug)]
+pub(super) struct Unequal {
+    pub(super) ranges: DirtyBitmap,
+    /// Why the rest was not compared.
+    pub(super) incomplete: Option<image::Error>,
 }
 
 /// A verification that was asked for.
@@ -85,7 +92,7 @@ pub(super) struct Copied<'a> {
 pub(super) enum Observed {
     Hash(Arc<HashedSource>),
     /// What was read back, and where it was wrong.
-    Readback(written_target::Found),
+    Readback(Found),
     Full,
 }
 
@@ -112,63 +119,83 @@ impl Verification {
     }
 
     /// Decides; what has written the target is closed. `progress` gets the bytes that are done, and says
-    /// whether to go on.
+    /// whether to go on. Once a difference is known no failure and no stop makes it unknown again.
     pub(super) fn run(
         &self,
         copied: &Copied<'_>,
         observed: Observed,
         progress: &mut dyn FnMut(u64) -> Visit,
     ) -> Result<Verdict, image::Error> {
-        let (coarse, bytes, hash) = match observed {
-            Observed::Readback(found) => (found.unequal, found.bytes, None),
+        let len = copied.source.len();
+        let mut unequal = empty_bitmap(len)?;
+        let compared = match observed {
+            Observed::Readback(Found { unequal: found, bytes, failed }) => {
+                unequal = found;
+                failed.map_or(Ok((bytes, None)), |failed| Err(failed.into()))
+            }
             Observed::Full => {
                 let target = self.read_back(copied)?;
-                let (unequal, bytes) = full::compare(copied, &**target.device(), self, progress)?;
-                return Ok(self.verdict(unequal, bytes, None));
+                let bytes = full::compare(copied, &**target.device(), self, &mut unequal, progress);
+                return self.verdict(unequal, bytes.map(|bytes| (bytes, None)));
             }
-            Observed::Hash(source) => self.compare_hashes(copied, &source, progress)?,
+            Observed::Hash(source) => {
+                let hash = self.compare_hashes(copied, &source, &mut unequal, progress);
+                hash.map(|hash| (len, Some(hash)))
+            }
         };
-        if coarse.is_clean() {
-            return Ok(self.verdict(coarse, bytes, hash));
+        if unequal.is_clean() || compared.is_err() {
+            return self.verdict(unequal, compared);
         }
-        let target = self.read_back(copied)?;
-        let refined = refine(copied.source, &**target.device(), &coarse, progress)?;
-        Ok(self.verdict(refined, bytes, None))
+        // In whole blocks or writes it stays known.
+        let (ranges, incomplete) = match self.read_back(copied) {
+            Ok(target) => refine(copied.source, &**target.device(), unequal, progress),
+            Err(error) => (unequal, Some(error)),
+        };
+        Ok(Verdict::Differs(Unequal { ranges, incomplete }))
     }
 
-    fn verdict(&self, unequal: DirtyBitmap, bytes: u64, hash: Option<DiskHash>) -> Verdict {
-        match unequal.is_clean() {
-            true => Verdict::Equal(Verified { mode: self.mode, bytes, hash }),
-            false => Verdict::Differs(unequal),
+    /// `compared`: the bytes that were, and the hash.
+    fn verdict(
+        &self,
+        ranges: DirtyBitmap,
+        compared: Result<(u64, Option<DiskHash>), image::Error>,
+    ) -> Result<Verdict, image::Error> {
+        match (ranges.is_clean(), compared) {
+            (true, Ok((bytes, hash))) => Ok(Verdict::Equal(Verified { mode: self.mode, bytes, hash })),
+            (true, Err(error)) => Err(error),
+            (false, compared) => Ok(Verdict::Differs(Unequal { ranges, incomplete: compared.err() })),
         }
     }
 
-    /// The blocks of the target that are not those of the source when it was copied, and the hash.
+    /// Adds to `unequal` the blocks of the target that are not those of the source when it was copied; the
+    /// hash of the target.
     fn compare_hashes(
         &self,
         copied: &Copied<'_>,
         source: &HashedSource,
+        unequal: &mut DirtyBitmap,
         progress: &mut dyn FnMut(u64) -> Visit,
-    ) -> Result<(DirtyBitmap, u64, Option<DiskHash>), image::Error> {
-        let len = copied.source.len();
-        let (of_source, unstable) = source.digests(&mut || progress(0))?.ok_or_else(stopped)?;
-        let target = self.read_back(copied)?;
-        let target = Window::new(Arc::clone(target.device()), ByteRange::new(0, len));
-        let of_target = BlockDigests::of(&target, &HashOptions::new(), progress)?.ok_or_else(stopped)?;
-        let mut unequal = empty_bitmap(len)?;
-        for range in of_source.differing(&of_target).chain(unstable) {
+    ) -> Result<DiskHash, image::Error> {
+        for range in source.unstable() {
             unequal.set(range.start()..range.end());
         }
-        Ok((unequal, len, Some(of_target.hash())))
+        let of_source = source.digests(&mut || progress(0))?.ok_or_else(stopped)?;
+        let target = self.read_back(copied)?;
+        let target = Window::new(Arc::clone(target.device()), ByteRange::new(0, copied.source.len()));
+        let of_target = BlockDigests::of(&target, &HashOptions::new(), progress)?.ok_or_else(stopped)?;
+        for range in of_source.differing(&of_target) {
+            unequal.set(range.start()..range.end());
+        }
+        Ok(of_target.hash())
     }
 
-    /// Keeps the target, which differs from the source in `ranges`, and marks it.
+    /// Keeps the target, which is `unequal` to the source, and marks it.
     pub(super) fn keep(
         &self,
         target: PathBuf,
         format: Format,
         new: Option<NewImage>,
-        ranges: DirtyBitmap,
+        unequal: Unequal,
     ) -> Mismatch {
         let kept = match new {
             Some(new) => new.keep_marked(&self.open),
@@ -180,7 +207,8 @@ impl Verification {
                 }
             }
         };
-        Mismatch { target, kept, ranges }
+        let incomplete = unequal.incomplete.map(|error| error.to_string());
+        Mismatch { target, kept, ranges: unequal.ranges, incomplete, checkpoint: None }
     }
 
     /// Opens the target anew. An existing image is not locked for a moment: what changes it then is a
@@ -197,7 +225,8 @@ impl Verification {
 }
 
 impl Observer {
-    /// Ends the observation while the target is still open for writing, and drops it.
+    /// Ends the observation while the target is still open for writing, and drops it. Fails only if nothing
+    /// is known to be unequal.
     pub(super) fn finish(self) -> Result<Observed, Error> {
         Ok(match self {
             Self::Full => Observed::Full,
@@ -207,29 +236,45 @@ impl Observer {
     }
 }
 
-/// The sectors that differ in the ranges of `coarse`; all of a range in which none differs by now.
+impl Observed {
+    /// Whether the target is known not to be the source.
+    pub(super) fn is_unequal(&self) -> bool {
+        matches!(self, Self::Readback(found) if !found.unequal.is_clean())
+    }
+}
+
+/// The sectors that differ in the ranges of `coarse`; all of a range in which none differs by now, and of
+/// one that cannot be read to its end. Then, or once `progress` breaks, the rest stays as it is, and the
+/// error says why.
 fn refine(
     source: &dyn BlockDevice,
     target: &dyn BlockDevice,
-    coarse: &DirtyBitmap,
+    coarse: DirtyBitmap,
     progress: &mut dyn FnMut(u64) -> Visit,
-) -> Result<DirtyBitmap, image::Error> {
-    let mut unequal = empty_bitmap(source.len())?;
+) -> (DirtyBitmap, Option<image::Error>) {
+    let mut unequal = match empty_bitmap(source.len()) {
+        Ok(empty) => empty,
+        Err(error) => return (coarse, Some(error.into())),
+    };
+    let mut failed = None;
     for run in coarse.runs() {
-        let range = ByteRange::new(run.start, run.end.min(source.len()));
         let mut any = false;
-        let all = differences(source, target, range, progress, &mut |found| {
-            any = true;
-            unequal.set(found.start()..found.end());
-        })?;
-        if !all {
-            return Err(stopped());
+        if failed.is_none() {
+            let range = ByteRange::new(run.start, run.end.min(source.len()));
+            let all = differences(source, target, range, progress, &mut |found| {
+                any = true;
+                unequal.set(found.start()..found.end());
+            });
+            failed = all
+                .map_err(image::Error::from)
+                .and_then(|all| if all { Ok(()) } else { Err(stopped()) })
+                .err();
         }
-        if !any {
+        if !any || failed.is_some() {
             unequal.set(run);
         }
     }
-    Ok(unequal)
+    (unequal, failed)
 }
 
 /// A bitmap of a disk of `len` bytes, as fine as can be afforded.
@@ -240,4 +285,38 @@ fn empty_bitmap(len: u64) -> Result<DirtyBitmap, Error> {
 
 fn stopped() -> image::Error {
     Error::new(ErrorKind::Cancelled, "verify").because("interrupted").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use blockmirror_block::WriteFlags;
+    use blockmirror_block::testing::{Fault, FaultDisk, Faults, MemoryDisk, OpKind};
+
+    use super::*;
+
+    /// The block was known to be wrong, and a stop or a bad sector while its sectors were looked for made it
+    /// a copy that was not verified.
+    #[test]
+    fn a_block_that_is_known_to_differ_stays_so_when_its_sectors_cannot_be_found() {
+        const MIB: u64 = 1 << 20;
+        let (source, target) = (MemoryDisk::new(8 * MIB), Arc::new(MemoryDisk::new(8 * MIB)));
+        target.write_at(&[1; 512], MIB, WriteFlags::NONE).unwrap();
+        target.write_at(&[1; 512], 5 * MIB, WriteFlags::NONE).unwrap();
+        let mut coarse = empty_bitmap(8 * MIB).unwrap();
+        coarse.set(MIB..2 * MIB);
+        coarse.set(5 * MIB..6 * MIB);
+        let faults = Faults::new();
+        let faulty = FaultDisk::new(Arc::clone(&target) as _, faults.clone());
+        let mut go_on = |_| Visit::Continue(());
+        let (found, failed) = refine(&source, &faulty, coarse.clone(), &mut go_on);
+        assert!(failed.is_none());
+        assert_eq!(found.runs().collect::<Vec<_>>(), [MIB..MIB + 512, 5 * MIB..5 * MIB + 512]);
+        let (found, failed) = refine(&source, &faulty, coarse.clone(), &mut |_| Visit::Break(()));
+        assert!(failed.unwrap().device_error().unwrap().kind() == ErrorKind::Cancelled);
+        assert_eq!(found.runs().collect::<Vec<_>>(), coarse.runs().collect::<Vec<_>>());
+        faults.inject(Fault::on(OpKind::Read));
+        let (found, failed) = refine(&source, &faulty, coarse.clone(), &mut go_on);
+        assert!(failed.is_some());
+        assert_eq!(found.runs().collect::<Vec<_>>(), coarse.runs().collect::<Vec<_>>());
+    }
 }

@@ -8,17 +8,18 @@
 )]
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use blockmirror_block::{ByteRange, WriteFlags};
+use blockmirror_block::{ByteRange, Visit, WriteFlags};
 use blockmirror_image::{
     CreateSettings, CreateSpec, Format, Kept, NewImage, OpenOptions, ReferencePolicy, Replacement,
     TargetOptions,
 };
-use blockmirror_ops::{Convert, ConvertError, ConvertOutcome, Mismatch, Verify};
+use blockmirror_ops::{CheckpointOptions, Convert, ConvertError, ConvertOutcome, Mismatch, Verify};
 
 const LEN: usize = 1 << 20;
 const FILL: u8 = 7;
@@ -54,6 +55,15 @@ impl Folder {
 
 /// Converts, and once all is copied changes a byte of the target behind the back of the conversion.
 fn corrupted(convert: &Convert, target: &Path) -> Result<ConvertOutcome, ConvertError> {
+    corrupted_until(convert, target, &mut |_| ControlFlow::Continue(()))
+}
+
+/// The same; the verification goes on as long as `progress` says so.
+fn corrupted_until(
+    convert: &Convert,
+    target: &Path,
+    progress: &mut dyn FnMut(u64) -> Visit,
+) -> Result<ConvertOutcome, ConvertError> {
     let checked = convert.check(convert.open_source().unwrap()).unwrap();
     let prepared = checked.prepare().unwrap();
     let file = prepared.partial_paths().first().cloned().unwrap_or_else(|| target.to_owned());
@@ -63,7 +73,7 @@ fn corrupted(convert: &Convert, target: &Path) -> Result<ConvertOutcome, Convert
     let data = bytes.windows(512).position(|window| window == [FILL; 512]).unwrap();
     let file = fs::OpenOptions::new().write(true).open(file).unwrap();
     file.write_all_at(&[FILL ^ 0xff], data as u64 + 1000).unwrap();
-    job.finish()
+    job.finish_with(progress)
 }
 
 fn mismatch(result: Result<ConvertOutcome, ConvertError>) -> Mismatch {
@@ -164,9 +174,53 @@ fn a_cancelled_verification_removes_the_new_file() {
     let convert = folder.convert("new", Format::Qcow2);
     let prepared = convert.check(convert.open_source().unwrap()).unwrap().prepare().unwrap();
     let job = prepared.start(&|| false).unwrap();
-    let error = job.finish_with(&mut |_| std::ops::ControlFlow::Break(())).unwrap_err();
+    let error = job.finish_with(&mut |_| ControlFlow::Break(())).unwrap_err();
     assert!(error.is_cancelled(), "{error}");
     assert_eq!(folder.names(), ["disk.raw"]);
+}
+
+/// What was found before the stop was lost with it: a run without verification went on with the checkpoint
+/// and gave the copy its name.
+#[test]
+fn a_stop_does_not_make_a_difference_unknown() {
+    let folder = Folder::new();
+    let place = CheckpointOptions::file(folder.path("log"));
+    let stop_after_it = &mut |at| match at > 131_072 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let convert = folder.convert("new", Format::Qcow2).checkpoint(place);
+    let found = mismatch(corrupted_until(&convert, &folder.path("new"), stop_after_it));
+    assert_sector(&found);
+    assert!(found.to_string().contains("; there may be more"), "{found}");
+    assert!(matches!(found.kept, Kept::Partial(_)) && found.checkpoint.is_none());
+    assert!(!folder.path("log").exists());
+    let existing = folder.path("existing");
+    let plain = Convert::new(folder.path("disk.raw"), &existing).target_format(Format::Qcow2);
+    plain.run(&AtomicBool::new(false), |_| {}).unwrap();
+    let convert = folder.convert("existing", Format::Qcow2).existing_image(true);
+    let found = mismatch(corrupted_until(&convert, &existing, stop_after_it));
+    assert_eq!(found.kept, Kept::Corrupt);
+    assert_corrupt(&existing);
+}
+
+/// The checkpoint's file alone was removed: one that came back, or had another name, led to the copy.
+#[test]
+fn the_checkpoint_of_a_copy_that_differs_leads_to_nothing() {
+    let folder = Folder::new();
+    let (log, link) = (folder.path("log"), folder.path("link"));
+    let convert = folder.convert("new", Format::Raw).checkpoint(CheckpointOptions::file(&log));
+    let found = mismatch(corrupted_until(&convert, &folder.path("new"), &mut |_| {
+        let _ = fs::hard_link(&log, &link);
+        ControlFlow::Continue(())
+    }));
+    assert!(matches!(found.kept, Kept::Partial(_)) && found.checkpoint.is_none());
+    assert!(!log.exists());
+    let convert = Convert::new(folder.path("disk.raw"), folder.path("new")).target_format(Format::Raw);
+    let convert = convert.checkpoint(CheckpointOptions::file(&link));
+    let checked = convert.check(convert.open_source().unwrap()).unwrap();
+    assert!(checked.interrupted().unwrap().is_none());
+    assert!(checked.prepare().unwrap().resumes().is_none());
 }
 
 /// With sync mode top the layers below are none of the copy's business: another base shows something else.

@@ -4,21 +4,21 @@ use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::{BlockDevice, ByteRange, Error, QueryBudget, Visit};
 use blockmirror_image::{self as image, differences};
 
-use super::{Copied, Verification, empty_bitmap, stopped};
+use super::{Copied, Verification, stopped};
 
 /// Extents of the source that are looked at together.
 const BATCH: usize = 4096;
 
-/// Where `target` differs from the source of `copied` in what the job has copied, and the bytes that were
-/// compared.
+/// Adds to `unequal` where `target` differs from the source of `copied` in what the job has copied; the bytes
+/// that were compared. What was added before an error stays.
 pub(super) fn compare(
     copied: &Copied<'_>,
     target: &dyn BlockDevice,
     verification: &Verification,
+    unequal: &mut DirtyBitmap,
     progress: &mut dyn FnMut(u64) -> Visit,
-) -> Result<(DirtyBitmap, u64), image::Error> {
+) -> Result<u64, image::Error> {
     let source = copied.source;
-    let mut unequal = empty_bitmap(source.len())?;
     let mut bytes = 0;
     let lost: Vec<_> = copied.outcome.given_up.iter().map(|given_up| given_up.range).collect();
     let whole = ByteRange::new(0, source.len());
@@ -42,7 +42,7 @@ pub(super) fn compare(
             at = end;
         }
     }
-    Ok((unequal, bytes))
+    Ok(bytes)
 }
 
 /// `range` without what was given up.

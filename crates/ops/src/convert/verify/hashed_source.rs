@@ -59,16 +59,15 @@ impl HashedSource {
         Self { inner, recorder: DigestRecorder::new(), blocks: Mutex::default(), loaded: Condvar::new() }
     }
 
-    /// The digests of the whole source, as far as it was copied those of what the copy got; and the blocks
-    /// that were read twice and were not the same. What was not read is read now.
-    pub(super) fn digests(
-        &self,
-        stop: &mut dyn FnMut() -> Visit,
-    ) -> Result<Option<(BlockDigests, Vec<ByteRange>)>> {
-        let unstable = std::mem::take(&mut self.blocks.lock().unstable);
-        let unstable = unstable.into_iter().map(|number| self.range(number)).collect();
-        let digests = self.recorder.complete(&*self.inner, &HashOptions::new(), &mut |_| stop())?;
-        Ok(digests.map(|digests| (digests, unstable)))
+    /// The blocks that were read twice and were not the same.
+    pub(super) fn unstable(&self) -> Vec<ByteRange> {
+        self.blocks.lock().unstable.iter().map(|number| self.range(*number)).collect()
+    }
+
+    /// The digests of the whole source, as far as it was copied those of what the copy got. What was not read
+    /// is read now.
+    pub(super) fn digests(&self, stop: &mut dyn FnMut() -> Visit) -> Result<Option<BlockDigests>> {
+        self.recorder.complete(&*self.inner, &HashOptions::new(), &mut |_| stop())
     }
 
     fn range(&self, number: u64) -> ByteRange {
@@ -249,9 +248,8 @@ mod tests {
     }
 
     fn hash(source: &HashedSource) -> DiskHash {
-        let (digests, unstable) = source.digests(&mut || Visit::Continue(())).unwrap().unwrap();
-        assert!(unstable.is_empty());
-        digests.hash()
+        assert!(source.unstable().is_empty());
+        source.digests(&mut || Visit::Continue(())).unwrap().unwrap().hash()
     }
 
     /// Whatever pieces it is read in, each block is read once, and the hash is that of the disk.
@@ -287,8 +285,7 @@ mod tests {
         source.read_at(&mut vec![0; BLOCK as usize], BLOCK).unwrap();
         inner.write_at(&[9], BLOCK + 5, WriteFlags::NONE).unwrap();
         source.read_at(&mut vec![0; BLOCK as usize], BLOCK).unwrap();
-        let (_, unstable) = source.digests(&mut || Visit::Continue(())).unwrap().unwrap();
-        assert_eq!(unstable, [ByteRange::at(BLOCK, BLOCK)]);
+        assert_eq!(source.unstable(), [ByteRange::at(BLOCK, BLOCK)]);
     }
 
     #[test]

@@ -43,6 +43,10 @@ pub struct Mismatch {
     pub kept: Kept,
     /// Where it differs: in sectors of 512 bytes on disks of up to 128 GiB, in coarser units on longer ones.
     pub ranges: DirtyBitmap,
+    /// Why `ranges` is not all: a failure, or a stop, came before the rest was compared.
+    pub incomplete: Option<String>,
+    /// A checkpoint that leads to the copy and could not be made invalid: it must be removed.
+    pub checkpoint: Option<PathBuf>,
 }
 
 impl fmt::Display for Mismatch {
@@ -55,6 +59,12 @@ impl fmt::Display for Mismatch {
             "verify: {}: {bytes} bytes in {count} range{plural} differ from the source, the first at {first}",
             self.target.display()
         )?;
+        if let Some(why) = &self.incomplete {
+            write!(f, "; there may be more, the rest was not compared: {why}")?;
+        }
+        if let Some(checkpoint) = &self.checkpoint {
+            write!(f, "; remove its checkpoint, which cannot be written: {}", checkpoint.display())?;
+        }
         match &self.kept {
             Kept::Partial(paths) => {
                 f.write_str("; the copy is kept as ")?;

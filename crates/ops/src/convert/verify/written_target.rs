@@ -12,8 +12,8 @@ use std::sync::Arc;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, Extent, ExtentKind, Geometry, QueryBudget, Result, Visit, WriteFlags, ZeroFlags,
-    zero,
+    BlockDevice, ByteRange, Error, Extent, ExtentKind, Geometry, QueryBudget, Result, Visit, WriteFlags,
+    ZeroFlags, zero,
 };
 use blockmirror_hash::{BlockDigest, block_digest};
 
@@ -56,20 +56,28 @@ pub(in crate::convert) struct Found {
     pub(super) unequal: DirtyBitmap,
     /// Bytes that it holds.
     pub(super) bytes: u64,
+    /// Why the rest was not read back, if something is unequal.
+    pub(super) failed: Option<Error>,
 }
 
 impl WrittenTarget {
     /// `unequal` is an empty bitmap of the disk.
     pub(super) fn new(inner: Arc<dyn BlockDevice>, unequal: DirtyBitmap) -> Self {
-        Self { inner, pending: Mutex::default(), found: Mutex::new(Found { unequal, bytes: 0 }) }
+        Self {
+            inner,
+            pending: Mutex::default(),
+            found: Mutex::new(Found { unequal, bytes: 0, failed: None }),
+        }
     }
 
-    /// Reads back what was not read back so far; what has been found.
+    /// Reads back what was not read back so far; what has been found. Fails only if nothing is unequal.
     pub(super) fn finish(self: Arc<Self>) -> Result<Found> {
-        self.flush()?;
-        let mut found = self.found.lock();
-        let unequal = found.unequal.clone();
-        Ok(Found { unequal, bytes: std::mem::take(&mut found.bytes) })
+        let failed = self.flush().err();
+        let found = self.found.lock();
+        match failed {
+            Some(error) if found.unequal.is_clean() => Err(error),
+            failed => Ok(Found { unequal: found.unequal.clone(), bytes: found.bytes, failed }),
+        }
     }
 
     fn written(&self, range: ByteRange, digest: Option<BlockDigest>) -> Result<()> {
@@ -286,6 +294,20 @@ mod tests {
             let found = target.finish().unwrap();
             assert!(found.unequal.is_dirty(5000), "{kind:?}");
         }
+    }
+
+    /// What was found before the failure was lost with it.
+    #[test]
+    fn a_failure_of_the_last_flush_hides_nothing_that_was_found() {
+        let faults = Faults::new();
+        let inner = CorruptingDisk::new(Arc::new(MemoryDisk::new(LEN)), 5000);
+        let target = over(Arc::new(FaultDisk::new(Arc::new(inner), faults.clone())));
+        write_all(&target);
+        target.flush().unwrap();
+        target.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
+        faults.inject(Fault::on(OpKind::Flush));
+        let found = target.finish().unwrap();
+        assert!(found.unequal.is_dirty(5000) && found.failed.is_some());
     }
 
     #[test]
