@@ -245,26 +245,35 @@ impl ImageInfo {
     }
 }
 
-/// Reads `path` and every image below it, the top first. Data files are not opened, and nothing is locked.
+/// Reads `path` and every image below it, the top first: what its name says that it stands on, or what the
+/// header does. Data files are not opened, and nothing is locked.
 ///
 /// # Errors
 /// Also if the policy of `options` does not allow a backing file, if the chain comes back to itself, or if it
 /// is too deep.
 pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<ImageInfo>> {
-    let path = path.as_ref();
-    let options = options.clone().lock(LockMode::Off);
-    let top = options.open_protocol(path, false)?;
-    let options = &options.for_opened(path, &top);
-    let mut files = vec![top.id()];
-    let mut chain =
-        vec![ImageInfo::read_from(&top, options.given_node().part, path, options.given_format())?];
+    let mut path = path.as_ref().to_owned();
+    let mut options = options.clone().lock(LockMode::Off);
+    let (mut files, mut chain) = (Vec::new(), Vec::new());
+    // Down what is typed; what the last of it stands on is in its header.
+    loop {
+        let typed = options.open_protocol(&path, false)?;
+        files.push(typed.id());
+        options = options.for_opened(&path, &typed);
+        let (part, format) = (options.given_node().part, options.given_format());
+        chain.push(ImageInfo::read_from(&typed, part, &path, format)?);
+        let Some(below) = options.typed_backing(&path, &files)? else { break };
+        (path, options) = below;
+    }
+    // The depth counts from there.
+    let above = chain.len() - 1;
     while let Some(last) = chain.last() {
         let Some(qcow2) = &last.qcow2 else { break };
-        if chain.len() == 1 && options.given_node().no_backing {
+        if chain.len() == above + 1 && options.given_node().no_backing {
             break;
         }
-        let Some(below) = BackingRef::authorize(options, &last.path, &qcow2.header)? else { break };
-        let file = below.open(options, chain.len(), &mut files, false)?;
+        let Some(below) = BackingRef::authorize(&options, &last.path, &qcow2.header)? else { break };
+        let file = below.open(&options, chain.len() - above, &mut files, false)?;
         chain.push(ImageInfo::read_from(&file, Part::default(), below.target.path(), below.format)?);
     }
     Ok(chain)

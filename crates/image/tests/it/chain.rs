@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use blockmirror_block::{ErrorKind, WriteFlags};
 use blockmirror_file::FileOptions;
 use blockmirror_image::{
-    CreateSettings, CreateSpec, Error, Format, ImageInfo, LockMode, MAX_CHAIN_L1_BYTES, NewImage, Note,
-    OpenOptions, ReferencePolicy, ReferenceRefusal, read_chain,
+    CreateSettings, CreateSpec, Error, Format, ImageInfo, ImageName, LockMode, MAX_CHAIN_L1_BYTES, NewImage,
+    Note, OpenOptions, ReferencePolicy, ReferenceRefusal, read_chain,
 };
 use blockmirror_image_lock::{ImageLock, Permissions};
 
@@ -465,5 +465,43 @@ fn the_l1_tables_of_a_chain_are_bounded_together() {
             assert!(bytes > limit);
         }
         other => panic!("{other:?}"),
+    }
+}
+
+/// The chain of the header was shown, or missed, though the image is opened on another one.
+#[test]
+fn what_is_typed_below_an_image_is_in_its_chain() {
+    let folder = Folder::new();
+    folder.create("base", Format::Raw, 65536, "");
+    folder.create("header", Format::Qcow2, 65536, "");
+    folder.create("other/typed", Format::Qcow2, 65536, "");
+    folder.create("middle", Format::Qcow2, 65536, "backing_file=base,backing_fmt=raw");
+    folder.create("top", Format::Qcow2, 65536, "backing_file=header,backing_fmt=qcow2");
+    fs::remove_file(folder.path("header")).unwrap();
+    let chain = |backing: &str| {
+        let top = format!(
+            r#"json:{{"driver":"qcow2","file.filename":"{}",{backing}}}"#,
+            folder.path("top").display()
+        );
+        let name = ImageName::parse(Path::new(&top)).unwrap();
+        let chain = read_chain(&name.path, &folder.options("top").node(name.node).format(name.format))?;
+        Ok::<_, Error>(chain.into_iter().map(|info| info.path).collect::<Vec<_>>())
+    };
+    let file = |name: &str| format!(r#""driver":"qcow2","file.filename":"{}""#, folder.path(name).display());
+    let (typed, middle, top) = (file("other/typed"), file("middle"), file("top"));
+    let paths = |names: &[&str]| names.iter().map(|name| folder.path(name)).collect::<Vec<_>>();
+    let found = chain(&format!(r#""backing":{{{middle}}}"#)).unwrap();
+    assert_eq!(found, paths(&["top", "middle", "base"]));
+    let found = chain(&format!(r#""backing":{{{typed},"backing":{{{middle}}}}}"#)).unwrap();
+    assert_eq!(found, paths(&["top", "other/typed", "middle", "base"]));
+    let found = chain(&format!(r#""backing":{{{middle},"backing":null}}"#)).unwrap();
+    assert_eq!(found, paths(&["top", "middle"]));
+    for cycle in [format!(r#""backing":{{{top}}}"#), format!(r#""backing":{{{middle},"backing":{{{top}}}}}"#)]
+    {
+        let refused = chain(&cycle).unwrap_err();
+        assert!(
+            matches!(&refused, Error::Reference(error) if matches!(error.reason, ReferenceRefusal::Cycle)),
+            "{refused}"
+        );
     }
 }
