@@ -26,8 +26,8 @@ pub struct Image {
     pub(crate) backing: Option<Backing>,
     /// The image, its data file if it has one, and then the rest of the chain.
     pub(crate) files: Vec<ProtocolId>,
-    /// Which file each image of the chain lies in, and its format, from the top down.
-    pub(crate) layers: Vec<(ProtocolId, Format)>,
+    /// The images of the chain, from the top down.
+    pub(crate) layers: Vec<LayerId>,
     /// What the files of the chain were when they were opened, from the top down; `None` for what is no
     /// regular file.
     pub(crate) stamps: Vec<Option<FileStamp>>,
@@ -36,6 +36,10 @@ pub struct Image {
     pub(crate) notes: Vec<Note>,
     pub(crate) allocated: Option<u64>,
 }
+
+/// Which file an image of a chain lies in, and its format; `None` of one that reads otherwise than such an
+/// image does by its path alone, by what is typed.
+pub(crate) type LayerId = Option<(ProtocolId, Format)>;
 
 /// The layer below an image.
 #[derive(Clone, Debug)]
@@ -141,11 +145,20 @@ impl Image {
     }
 
     /// How deep in its own chain the image `other` lies, which is open a second time: from there on the two
-    /// chains are the same. `None` if it is not in the chain, or is read in another format there.
+    /// chains are the same. `None` if it is not in the chain, or reads otherwise there: in another format, on
+    /// other layers, or by options that are typed.
     pub fn depth_of(&self, other: &Image) -> Option<u32> {
-        let top = other.layers.first()?;
-        let below = self.layers.iter().zip(0..).skip(1);
-        below.filter(|(layer, _)| *layer == top).map(|(_, depth)| depth).next()
+        if other.layers.iter().any(Option::is_none) {
+            return None;
+        }
+        let depth = self.layers.len().checked_sub(other.layers.len()).filter(|depth| *depth > 0)?;
+        (self.layers[depth..] == other.layers).then_some(u32::try_from(depth).ok()?)
+    }
+
+    /// Whether an image whose header names its [backing file](Self::backing) stands on the same disk. It does
+    /// not where options that are typed say how that is read. True if there is none.
+    pub fn can_share_backing(&self) -> bool {
+        self.layers.get(1).is_none_or(Option::is_some)
     }
 
     /// Whether some of its bytes come from a server, which may have them in a file of this host.

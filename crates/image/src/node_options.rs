@@ -42,6 +42,29 @@ pub struct NodeOptions {
     pub(crate) disk_rules: Option<Box<FaultRules>>,
 }
 
+impl NodeOptions {
+    /// What is read, and as what, as a text: two names of the same files that read as different disks have
+    /// different ones. What they fail with, and how the files are cached, is no part of it.
+    pub fn selection(&self) -> String {
+        let own = format!("{:?} {}", self.part, self.no_backing);
+        match &self.backing {
+            Some(backing) => format!("{own} on {:?} ({})", backing.format, backing.node.selection()),
+            None => own,
+        }
+    }
+
+    /// Whether the image reads as one that has been opened by its path alone.
+    pub(crate) fn reads_as_its_path(&self) -> bool {
+        #[cfg(feature = "nbd")]
+        let of_context = self.context.is_some();
+        #[cfg(not(feature = "nbd"))]
+        let of_context = false;
+        let of_rules = self.file_rules.is_some() || self.disk_rules.is_some();
+        let is_default = self.part == Part::default() && !self.no_backing && self.backing.is_none();
+        is_default && self.null.is_none() && !of_rules && !of_context
+    }
+}
+
 /// What an image stands on by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TypedBacking {

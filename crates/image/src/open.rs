@@ -23,7 +23,7 @@ use blockmirror_raw::Part;
 use self::layer::Layer;
 use crate::cache::CacheMode;
 use crate::commit_base::CommitBase;
-use crate::disk_image::{Image, Note};
+use crate::disk_image::{Image, LayerId, Note};
 use crate::error::{Error, Result};
 use crate::format::Format;
 #[cfg(feature = "nbd")]
@@ -270,7 +270,8 @@ impl OpenOptions {
             opener.layer(protocol, self.node.part, path.to_owned(), name, self.format, data)?;
         top.snapshot.clone_from(&self.snapshot);
         let own_files = opener.files.len();
-        opener.layers.push((protocol.id(), top.format));
+        let reads_as_its_path = self.node.reads_as_its_path() && self.snapshot.is_none();
+        opener.layers.push(reads_as_its_path.then(|| (protocol.id(), top.format)));
         let typed = opener.open_typed_backing(path)?;
         let lower = opener.open_lower_layers(below)?;
         opener.build(top, lower, typed, own_files)
@@ -438,7 +439,7 @@ impl BackingRef {
 struct ChainOpener<'a> {
     options: &'a OpenOptions,
     files: Vec<ProtocolId>,
-    layers: Vec<(ProtocolId, Format)>,
+    layers: Vec<LayerId>,
     stamps: Vec<Option<FileStamp>>,
     notes: Vec<Note>,
     /// Of the layers so far.
@@ -467,7 +468,7 @@ impl<'a> ChainOpener<'a> {
             let BackingRef { above, name, target, format } = next;
             let path = target.path().to_owned();
             let (layer, its_below) = self.layer(&protocol, Part::default(), path, name, format, None)?;
-            self.layers.push((protocol.id(), layer.format));
+            self.layers.push(Some((protocol.id(), layer.format)));
             if is_base {
                 self.base = Some((layers.len(), first_file..self.files.len()));
             }

@@ -241,6 +241,10 @@ impl Convert {
     ) -> Result<(), ConvertError> {
         let Some(backing) = source.backing() else { return Ok(()) };
         let failed = |why| ConvertError::BackingName { target: self.target.clone(), why };
+        if !source.images().all(Image::can_share_backing) {
+            let why = "no header says of the source's backing file what is typed of it".to_owned();
+            return Err(failed(why));
+        }
         let together = same_directory(source.path(), &self.target);
         if !together && join_name(source.path(), backing.name.as_os_str()).is_none() {
             let name = backing.name.display();

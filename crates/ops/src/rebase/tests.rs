@@ -249,3 +249,54 @@ fn zeros_of_the_old_file_are_data_if_they_are_to_be() {
         assert_eq!((kind_at(0), kind_at(LEN - 512)), (kind, ExtentKind::Zero), "{way:?}");
     }
 }
+
+/// The files of a folder by their names in it.
+fn named(folder: &std::path::Path, name: &str) -> String {
+    format!(r#""file.filename":"{}""#, folder.join(name).display())
+}
+
+fn contents_of(name: &ImageName) -> Vec<u8> {
+    let policy = AllowedReferences::new().policy_for(&name.path).unwrap();
+    let options = OpenOptions::new().policy(policy).format(name.format).node(name.node.clone());
+    contents(&**options.open(&name.path).unwrap().device())
+}
+
+/// A layer that is the same file in the same format reads otherwise by options that are typed: nothing was
+/// copied, and the image read as the other disk afterwards.
+#[test]
+fn a_layer_that_is_typed_is_shared_only_if_it_reads_as_its_file() {
+    const MIB: u64 = 1 << 20;
+    for (typed, new, format, copies) in [
+        (r#""driver":"raw","offset":1048576,"size":1048576,BB"#, "bb", Format::Raw, true),
+        (r#""driver":"qcow2",MID,"backing":{"driver":"raw",OTHER}"#, "mid", Format::Qcow2, true),
+        (r#""driver":"qcow2",MID,"backing":null"#, "mid", Format::Qcow2, true),
+        (r#""driver":"qcow2",MID"#, "mid", Format::Qcow2, false),
+        (r#""driver":"qcow2",MID"#, "bb", Format::Raw, false),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let two = [[1; MIB as usize], [2; MIB as usize]].concat();
+        std::fs::write(path("bb"), two).unwrap();
+        std::fs::write(path("other"), [3; MIB as usize]).unwrap();
+        for name in ["mid", "top"] {
+            let mut options = CreateOptions::new(MIB);
+            options.backing_file = Some(b"bb".to_vec());
+            options.backing_format = Some("raw".to_owned());
+            let storage = MemoryStorage::default();
+            options.create(&storage, None).unwrap();
+            std::fs::write(path(name), storage.to_vec()).unwrap();
+        }
+        let mut typed = typed.to_owned();
+        for (short, file) in [("BB", "bb"), ("MID", "mid"), ("OTHER", "other")] {
+            typed = typed.replace(short, &named(dir.path(), file));
+        }
+        let top = named(dir.path(), "top");
+        let name = format!(r#"json:{{"driver":"qcow2",{top},"backing":{{{typed}}}}}"#);
+        let name = ImageName::parse(std::path::Path::new(&name)).unwrap();
+        let before = contents_of(&name);
+        let rebase = Rebase::new(name).onto(new, format);
+        let outcome = rebase.run(&AtomicBool::new(false), |_| {}).unwrap();
+        assert!(contents_of(&path("top").into()) == before, "{typed} onto {new}");
+        assert_eq!(outcome.moved > 0, copies, "{typed} onto {new}: {outcome:?}");
+    }
+}

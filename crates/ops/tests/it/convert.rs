@@ -11,7 +11,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
-use blockmirror_image::{CreateSettings, Format, ImageInfo, OpenOptions, Replacement, TargetOptions};
+use blockmirror_image::{
+    CreateSettings, Format, ImageInfo, ImageName, OpenOptions, Replacement, TargetOptions,
+};
 use blockmirror_mirror::SyncMode;
 use blockmirror_ops::{Convert, ConvertError};
 
@@ -228,4 +230,26 @@ fn what_cannot_be_compressed_is_refused_before_the_target_loses_anything() {
     let error = run(&existing).unwrap_err();
     assert!(error.to_string().ends_with("a raw image holds no compressed data"), "{error}");
     assert_eq!(fs::read(folder.path("old")).unwrap(), b"before");
+}
+
+/// The copy named the file, and read as another part of it.
+#[test]
+fn a_backing_file_that_is_typed_is_not_shared_unless_it_reads_as_its_file() {
+    let folder = Folder::new();
+    run(&folder.convert("top")).unwrap();
+    for (typed, shares) in [(r#""offset":65536,"#, false), ("", true)] {
+        let name = format!(
+            r#"json:{{"driver":"qcow2","file.filename":"{}","backing":{{"driver":"raw",{typed}"file.filename":"{}"}}}}"#,
+            folder.path("top").display(),
+            folder.path("disk.raw").display()
+        );
+        let source = ImageName::parse(name.as_ref()).unwrap();
+        let convert = Convert::new(source, folder.path("copy")).target_format(Format::Qcow2);
+        let ended = run(&convert.sync(Some(SyncMode::Top)));
+        assert_eq!(folder.path("copy").exists(), shares);
+        match shares {
+            true => assert!(ended.is_ok(), "{ended:?}"),
+            false => assert!(matches!(ended, Err(ConvertError::BackingName { .. })), "{ended:?}"),
+        }
+    }
 }
