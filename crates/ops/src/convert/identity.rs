@@ -41,7 +41,7 @@ pub(super) fn of(
     identity.push("range", format!("{:?}", convert.source_range));
     for (name, image) in convert.sources.iter().zip(source.images()) {
         identity.push("source-format", image.format().to_string());
-        identity.push("source-part", format!("{:?} {}", name.node.part, name.node.no_backing));
+        identity.push("source-part", name.node.selection());
         for stamp in image.stamps()? {
             identity.push(SOURCE_FILE, stamp.to_string());
         }
@@ -108,5 +108,42 @@ mod tests {
         assert_eq!(before.first_difference(&identity("cur/top"), &[]), None);
         fs::rename(path("cur"), path("old")).unwrap();
         assert_eq!(before.first_difference(&identity("old/top"), &[]).as_deref(), Some("backing"));
+    }
+
+    /// The files stayed the same, and the copy went on with another part of one of them.
+    #[test]
+    fn what_is_typed_of_the_sources_backing_file_is_part_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        qcow2(&path("base"), None);
+        qcow2(&path("top"), None);
+        let identity = |options: &str| {
+            let (top, base) = (path("top"), path("base"));
+            let options = options.replace("BASE", &format!(r#""file.filename":"{}""#, base.display()));
+            let name = format!(r#"json:{{"driver":"qcow2","file.filename":"{}"{options}}}"#, top.display());
+            let source = ImageName::parse(Path::new(&name)).unwrap();
+            let convert = Convert::new(source, path("copy")).target_format(Format::Raw);
+            let convert = convert.checkpoint(CheckpointOptions::beside());
+            convert.check(convert.open_source().unwrap()).unwrap().checkpoint.unwrap().identity
+        };
+        let typed = [
+            "",
+            r#","backing":null"#,
+            r#","backing":{"driver":"raw",BASE}"#,
+            r#","backing":{"driver":"raw","offset":512,BASE}"#,
+            r#","backing":{"driver":"raw","offset":512,"size":65536,BASE}"#,
+            r#","backing":{"driver":"qcow2",BASE}"#,
+            r#","backing":{"driver":"qcow2",BASE,"backing":null}"#,
+        ]
+        .map(|options| (options, identity(options)));
+        for (a, of_a) in &typed {
+            for (b, of_b) in &typed {
+                let differs = of_a.first_difference(of_b, &[]).is_some();
+                assert_eq!(differs, a != b, "{a:?} {b:?}");
+            }
+        }
+        // Without what may differ from one run to the next.
+        let cached = identity(r#","backing":{"driver":"raw","cache.direct":false,BASE}"#);
+        assert_eq!(typed[2].1.first_difference(&cached, &[]), None);
     }
 }
