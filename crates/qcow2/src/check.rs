@@ -119,6 +119,8 @@ pub(crate) struct Checker<'a> {
     pub(crate) bitmaps_damaged: bool,
     /// A table could not be read, so that what it uses is not known.
     pub(crate) tables_missing: bool,
+    /// Guest data or a table lies past the end of the file: whatever makes the file longer hides that.
+    pub(crate) lacks_data: bool,
     /// A COPIED flag may be wrong.
     pub(crate) copied_in_doubt: bool,
     done: u64,
@@ -194,6 +196,10 @@ impl Checker<'_> {
     fn find(&mut self, finding: &Finding, times: u64) {
         if times == 0 {
             return;
+        }
+        if let Finding::PastEnd { structure, .. } = finding {
+            use Structure::{CompressedData, Data, L1Table, L2Table};
+            self.lacks_data |= matches!(structure, L1Table | L2Table | Data | CompressedData);
         }
         match finding.severity() {
             Severity::Corruption => self.report.corruptions += times,

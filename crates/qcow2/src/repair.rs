@@ -13,8 +13,9 @@
 //! ```
 //!
 //! What must hold: while a table is missing no cluster is freed and no entry changed, as what the missing one
-//! maps is not known; while bitmaps are damaged but not stale no cluster is freed; no guest byte that could
-//! be read before reads differently after.
+//! maps is not known; while guest data or a table lies past the end of the file, the file is not made longer;
+//! while bitmaps are damaged but not stale no cluster is freed; no guest byte that could be read before reads
+//! differently after.
 
 mod at_open;
 mod rebuild;
@@ -69,6 +70,7 @@ pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObser
     let mut report = first;
     if !first.is_clean() || copied_in_doubt {
         if what == Repair::All {
+            give_up_bitmaps(storage, observer, &before)?;
             if snapshots::fix_table(storage, observer)? {
                 before = examine(storage, observer, Reporting::Silent)?;
             }
@@ -119,13 +121,18 @@ fn examine(
     })
 }
 
-/// Corrects entries of tables, and gives up bitmaps that cannot be read.
-fn fix_entries(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: Examined) -> Result<()> {
+/// Gives up bitmaps that cannot be read. What they lack must not be taken for them where the file grows.
+fn give_up_bitmaps(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: &Examined) -> Result<()> {
     if found.bitmaps_damaged {
         let header = Checker::open(storage, observer, Reporting::Silent)?.header;
         // Readers then take all bitmaps for stale.
         write_word(storage, HEADER_AUTOCLEAR, header.autoclear & !feature::AUTOCLEAR_BITMAPS)?;
     }
+    Ok(())
+}
+
+/// Corrects entries of tables.
+fn fix_entries(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: Examined) -> Result<()> {
     // What looks like a table may be anything while one is missing, guest data that it maps as well.
     if found.bad_entries > 0 && !found.tables_missing {
         let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
@@ -138,7 +145,8 @@ fn fix_entries(storage: &dyn Storage, observer: &mut dyn CheckObserver, found: E
 /// Sets refcounts right. Those of the clusters `reserved`, which are not in use yet, become one.
 ///
 /// As with QEMU all are written anew where a cluster in use has the refcount 0. They could be set right where
-/// they are, too, and are where the new ones have no room.
+/// they are, too, and are where the new ones have no room. A file that was cut short is not made longer: new
+/// refcounts would lie where entries map what is missing. There the old ones stay if they cannot be used.
 fn fix_refcounts(
     storage: &dyn Storage,
     what: Repair,
@@ -147,10 +155,13 @@ fn fix_refcounts(
 ) -> Result<()> {
     let mut checker = Checker::open(storage, &mut *observer, Reporting::Silent)?;
     checker.check()?;
+    checker.counts.reserve(reserved.clone());
     let damaged = checker.refcounts_damaged || !checker.has_all_blocks();
-    let anew = damaged || checker.used_as_free && !storage.info().fixed_len;
+    let grows = !storage.info().fixed_len;
+    let anew = damaged || checker.used_as_free && grows && !checker.lacks_data;
     match what {
         Repair::Leaks if damaged => return Ok(()),
+        Repair::All if damaged && grows && checker.lacks_data => return Ok(()),
         Repair::All if anew => match rebuild_refcounts(storage, reserved.clone(), &mut *observer) {
             Err(Error::Storage(error)) if !damaged && error.kind() == ErrorKind::NoSpace => {
                 let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
@@ -160,10 +171,7 @@ fn fix_refcounts(
             }
             written => written?,
         },
-        what => {
-            checker.counts.reserve(reserved);
-            checker.set_refcounts(what == Repair::All)?;
-        }
+        what => checker.set_refcounts(what == Repair::All)?,
     }
     Ok(storage.flush()?)
 }

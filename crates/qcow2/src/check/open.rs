@@ -63,6 +63,7 @@ impl<'a> Checker<'a> {
             used_as_free: false,
             bitmaps_damaged: false,
             tables_missing: false,
+            lacks_data: false,
             copied_in_doubt: false,
             done: 0,
             total: 0,

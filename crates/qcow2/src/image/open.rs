@@ -18,6 +18,7 @@ use crate::cache::SliceCache;
 use crate::compressed::Decompressors;
 use crate::compressors::Compressors;
 use crate::context::{BackingLayer, ImageContext};
+use crate::cut_short::CutShort;
 use crate::error::{Error, Result};
 use crate::format::bitmaps::Bitmaps;
 use crate::format::entry::{EntryFormat, L1Entry};
@@ -168,7 +169,7 @@ impl OpenOptions {
     /// file was cut short then; a data file where there should be none, or none where there should be one; an
     /// L1 table that the file does not hold; no such snapshot, or one that is to be written.
     pub fn open(self, storage: Arc<dyn Storage>) -> Result<Qcow2> {
-        let header = self.read_header(&*storage)?;
+        let header = self.read_header(&storage)?;
         let header_field = |field, value| Error::HeaderField { field, value, allowed: "out of range".into() };
         let cluster = ClusterSize::from_bits(header.cluster_bits)
             .ok_or_else(|| header_field("cluster_bits", header.cluster_bits.into()))?;
@@ -237,7 +238,8 @@ impl OpenOptions {
     }
 
     /// The header as it is to be used. An image that is to be written is repaired first if it is dirty.
-    fn read_header(&self, storage: &dyn Storage) -> Result<Header> {
+    fn read_header(&self, storage: &Arc<dyn Storage>) -> Result<Header> {
+        let (image, storage) = (storage, &**storage);
         let mut header = Header::read(storage)?;
         if let Some(wanted) = &self.snapshot {
             if self.writable {
@@ -251,6 +253,9 @@ impl OpenOptions {
         }
         self.check_data_file(&header, storage.name())?;
         if self.writable && header.is_dirty() {
+            // A repair would lose snapshots of which the file has only a part.
+            check_snapshots(&header, storage)?;
+            CutShort::refuse(image, &header)?;
             header = repair_dirty(storage)?;
         }
         check_directories(&header, storage)?;
@@ -292,12 +297,14 @@ fn load_refcounts(
     Ok(Refcounts::new(ctx, width, table_at, table, blocks, metadata)?)
 }
 
+fn check_snapshots(header: &Header, storage: &dyn Storage) -> Result<()> {
+    Snapshots::new(storage, header)?.try_for_each(|snapshot| snapshot.map(drop))
+}
+
 /// Damage in the snapshot table or in the directory of valid bitmaps says that the rest is not to be trusted
 /// either.
 fn check_directories(header: &Header, storage: &dyn Storage) -> Result<()> {
-    for snapshot in Snapshots::new(storage, header)? {
-        snapshot?;
-    }
+    check_snapshots(header, storage)?;
     if let Some(extension) = header.bitmaps.as_ref().filter(|_| header.bitmaps_valid()) {
         for bitmap in Bitmaps::new(storage, extension)? {
             bitmap?;

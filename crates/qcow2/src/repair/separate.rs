@@ -23,8 +23,8 @@ const HEADER_L1_OFFSET: u64 = 40;
 pub(super) fn separate_tables(storage: &dyn Storage, observer: &mut dyn CheckObserver) -> Result<()> {
     let mut checker = Checker::open(storage, &mut *observer, Reporting::Silent)?;
     checker.check()?;
-    if checker.tables_missing {
-        // What looks like a table may be anything.
+    if checker.tables_missing || checker.lacks_data {
+        // What looks like a table may be anything; and copies would lie where something is missing.
         return Ok(());
     }
     let (tables, l1_shared) = checker.shared_tables();

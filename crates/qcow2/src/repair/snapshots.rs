@@ -23,12 +23,16 @@ pub(super) fn fix_table(storage: &dyn Storage, observer: &mut dyn CheckObserver)
         return Ok(false);
     }
     let Some((count, table)) = kept(storage, &checker)? else { return Ok(false) };
+    checker.check()?;
+    if checker.lacks_data {
+        // It would lie where something is missing.
+        return Ok(false);
+    }
     let mut place = [0; 12];
     if count > 0 {
         if storage.info().fixed_len {
             return Ok(false);
         }
-        checker.check()?;
         let first = checker.file_clusters().max(checker.counts.end());
         let size = checker.cluster_size();
         let clusters = (table.len() as u64).div_ceil(size);

@@ -80,7 +80,7 @@ fn a_repair_at_open_that_was_cut_short_is_repeated() {
 fn what_a_repair_cannot_mend_is_not_written() {
     let mut image = dirty();
     let entry = image.l2_at(3);
-    image.change(entry, |entry| entry + (1 << 40));
+    image.change(entry, |entry| entry + 512);
     let storage = Arc::new(MemoryStorage::with_contents(&image.0));
     let error = OpenOptions::new().writable(true).open(storage.clone()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ReadOnly);

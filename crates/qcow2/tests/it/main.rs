@@ -32,6 +32,7 @@ mod qemu;
 mod raw_image;
 mod regressions;
 mod repair;
+mod repair_order;
 mod resize;
 mod shrink_again;
 mod snapshots;

@@ -16,10 +16,10 @@ use crate::common::qemu_check_finds_nothing;
 use crate::raw_image::{COPIED, OFFSET, RawImage};
 
 const BOTH: [Repair; 2] = [Repair::Leaks, Repair::All];
-const LONG: u64 = 256 << 10;
+pub(crate) const LONG: u64 = 256 << 10;
 
 /// Two L2 tables, each of which maps half of what is written, the second behind the first in the file.
-fn two_tables(refcount_bits: u32) -> RawImage {
+pub(crate) fn two_tables(refcount_bits: u32) -> RawImage {
     let storage = Arc::new(MemoryStorage::new());
     let mut options = CreateOptions::new(LONG);
     (options.cluster_size, options.refcount_bits) = (1024, refcount_bits);
@@ -386,8 +386,8 @@ fn new_refcounts_that_were_cut_short_are_written_again() {
 
 /// Two entries of the L1 table point at one L2 table, and all refcounts say so, as QEMU's repair leaves it.
 /// It was clean, and could not be opened for writing.
-fn one_table_twice() -> RawImage {
-    let mut image = two_tables(16);
+pub(crate) fn one_table_twice(refcount_bits: u32) -> RawImage {
+    let mut image = two_tables(refcount_bits);
     let (first, second) = (image.get(image.l1_at(0)) & OFFSET, image.get(image.l1_at(1)) & OFFSET);
     for (guest, at) in (0..).zip((second..).step_by(8)).take(128) {
         let host = image.get(at) & OFFSET;
@@ -411,7 +411,7 @@ fn one_table_twice() -> RawImage {
 
 #[test]
 fn an_l2_table_of_two_entries_becomes_two() {
-    let damaged = one_table_twice();
+    let damaged = one_table_twice(16);
     qemu_check_finds_nothing(&damaged.0, "an_l2_table_of_two_entries_becomes_two");
     let found = check(&MemoryStorage::with_contents(&damaged.0), &mut ()).unwrap();
     assert_eq!((found.corruptions, found.leaks, found.check_errors), (1, 0, 0));

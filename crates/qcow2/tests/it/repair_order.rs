@@ -1,0 +1,123 @@
+//! Repairs at each point where they may be cut off, and of files that were cut short: none makes an image
+//! worse than it was.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::sync::Arc;
+
+use blockmirror_block::Storage;
+use blockmirror_block::testing::{MemoryStorage, RecordingStorage};
+use blockmirror_qcow2::{CheckObserver, Finding, OpenOptions, Qcow2, Repair, check, repair};
+
+use crate::check::{image, readable};
+use crate::raw_image::{COPIED, OFFSET, RawImage};
+use crate::repair::{LONG, one_table_twice, two_tables};
+
+const INCOMPATIBLE: u64 = 72;
+const CLUSTER: u64 = 1024;
+
+fn open(storage: &Arc<MemoryStorage>) -> blockmirror_qcow2::Result<Qcow2> {
+    OpenOptions::new().writable(true).open(storage.clone())
+}
+
+/// Has the image say that it was not closed.
+fn marked_dirty(mut image: RawImage) -> RawImage {
+    image.change(INCOMPATIBLE, |features| features | 1);
+    image
+}
+
+/// An image of which the file lacks half of the L2 table at its end, and has no refcount for it.
+fn cut_in_a_table() -> RawImage {
+    let mut image = two_tables(16);
+    let place = image.l1_at(1);
+    let old = image.get(place) & OFFSET;
+    let copy = image.append_copy(old, CLUSTER);
+    image.set(place, copy | COPIED);
+    image.set_refcount(old / CLUSTER, 0);
+    image.set_refcount(copy / CLUSTER, 0);
+    image.0.truncate(copy as usize + 512);
+    image
+}
+
+/// An image of which the file lacks the last two clusters, which the guest has mapped; a third one has the
+/// refcount 0, and so have those two if `counted` is not set.
+fn cut_in_data(counted: bool) -> RawImage {
+    let mut image = two_tables(16);
+    let mut hosts: Vec<_> = (0..LONG / CLUSTER)
+        .map(|guest| image.get(image.l2_at(guest)) & OFFSET)
+        .filter(|at| *at > 0)
+        .collect();
+    hosts.sort_unstable();
+    let lost = hosts.split_off(hosts.len() - 2);
+    assert_eq!(lost[0] + CLUSTER, lost[1]);
+    image.set_refcount(hosts[7] / CLUSTER, 0);
+    if !counted {
+        lost.iter().for_each(|at| image.set_refcount(at / CLUSTER, 0));
+    }
+    image.0.truncate(lost[0] as usize);
+    image
+}
+
+/// New refcounts were written behind the end of the file: what was missing there was found no more, and
+/// guest clusters were mapped to refcounts.
+#[test]
+fn a_file_that_was_cut_short_is_made_no_longer() {
+    let images = [cut_in_a_table(), cut_in_data(true), cut_in_data(false)];
+    for (damaged, number) in images.into_iter().flat_map(|cut| [marked_dirty(cut.clone()), cut]).zip(0..) {
+        let before = readable(&damaged.0);
+        assert!(before.iter().any(Option::is_none) && before.iter().any(Option::is_some), "{number}");
+        let storage = Arc::new(MemoryStorage::with_contents(&damaged.0));
+        for round in 0..2 {
+            let opened = open(&storage);
+            // One of these is not known to be cut by its refcounts, and one not marked: it opens as before.
+            assert!(opened.is_err() || number == 5, "{number}, {round}: it is open");
+            drop(opened);
+            for what in [Repair::All, Repair::Leaks] {
+                let report = repair(&*storage, what, &mut ()).unwrap();
+                assert!(report.corruptions > 0, "{number}, {round}: {what:?} {report:?}");
+                assert_eq!(storage.len().unwrap(), damaged.len(), "{number}, {round}: {what:?}");
+                assert!(readable(&storage.to_vec()) == before, "{number}, {round}: {what:?}");
+            }
+        }
+    }
+}
+
+/// Finds clusters in use that the refcounts call free.
+#[derive(Default)]
+struct UsedAsFree(Vec<u64>);
+
+impl CheckObserver for UsedAsFree {
+    fn found(&mut self, finding: &Finding, _: u64) {
+        if let Finding::RefcountTooLow { cluster, refcount: 0, .. } = finding {
+            self.0.push(*cluster);
+        }
+    }
+}
+
+/// Of a snapshot whose entry is to be completed, in a place that has no refcounts yet.
+fn snapshot_to_complete() -> RawImage {
+    let mut image = RawImage(image(|o| (o.cluster_size, o.refcount_bits) = (1024, 64)));
+    image.add_snapshot();
+    let table = image.snapshot().unwrap();
+    image.set_len(table + 36, 0, 4);
+    image
+}
+
+/// A table was copied to where no refcount block counts, and used before there was one.
+#[test]
+fn what_is_written_in_a_new_range_is_counted_before_it_is_used() {
+    for (mut damaged, number) in [one_table_twice(64), snapshot_to_complete()].into_iter().zip(0..) {
+        // 128 clusters of a block.
+        let len = damaged.0.len().next_multiple_of(128 << 10);
+        damaged.0.resize(len, 0);
+        let recording = RecordingStorage::with_contents(&damaged.0);
+        let report = repair(&recording, Repair::All, &mut ()).unwrap();
+        assert!(report.is_clean(), "{number}: {report:?}");
+        assert!(recording.to_vec().len() > len, "{number}");
+        for point in recording.crash_points() {
+            let mut free = UsedAsFree::default();
+            check(&point.storage(), &mut free).unwrap();
+            assert!(free.0.is_empty(), "{number}: {point:?}: {:?}", free.0);
+        }
+    }
+}
