@@ -385,6 +385,10 @@ fn in_words(args: &CopyArgs, error: ConvertError) -> Failure {
         ConvertError::NoWholeHash { why, .. } => {
             Failure::usage(format_args!("--verify=hash: {why}, and a hash verifies the whole disk"))
         }
+        ConvertError::NotSharedVerified { mode, .. } => Failure::usage(format_args!(
+            "--verify={}: cannot be combined with --reflink=always: it sees only what is copied",
+            mode.as_str()
+        )),
         ConvertError::BackingName { .. } => Failure::failed(format_args!("{error}; name another with -B")),
         ConvertError::NoFlush { .. } => {
             Failure::failed(format_args!("{error}, which --require-flush requires"))

@@ -10,7 +10,7 @@ use blockmirror_image::{
     CreateSettings, CreateSpec, Decision, Format, Image, InPlace, OpenOptions, Preallocation, Target,
     directory_of, is_uri, join_name,
 };
-use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, SyncMode, plan_until};
+use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, Reflink, SyncMode, plan_until};
 
 use super::bitmaps::Selected;
 use super::checkpoint::{Place, PlannedCheckpoint};
@@ -135,8 +135,13 @@ impl Convert {
         }
     }
 
-    /// A hash is one of the whole disk.
+    /// A hash is one of the whole disk. What is shared passes by what hashes or reads back.
     fn check_verify(&self, mirror: &MirrorOptions) -> Result<(), ConvertError> {
+        if let Some(mode @ (Verify::Hash | Verify::Readback)) = self.verify
+            && self.reflink == Reflink::Always
+        {
+            return Err(ConvertError::NotSharedVerified { target: self.target.clone(), mode });
+        }
         let why = match self.verify {
             Some(Verify::Hash) if mirror.counted_layers().is_some() => "only the top of the source is copied",
             Some(Verify::Hash) if self.only.is_some() => "a part of the source is copied",

@@ -8,7 +8,7 @@ use blockmirror_checkpoint as checkpoint;
 use blockmirror_image::{self as image, BackingSettingsError};
 use blockmirror_mirror as mirror;
 
-use super::verify::Mismatch;
+use super::verify::{Mismatch, Verify};
 
 /// Why a [`Convert`](super::Convert) failed.
 #[derive(Debug, thiserror::Error)]
@@ -150,6 +150,17 @@ pub enum ConvertError {
         target: PathBuf,
         /// What is left out.
         why: &'static str,
+    },
+    /// Blocks must be shared with the source, and the verification sees only what is copied.
+    #[error(
+        "copy: {}: blocks are to be shared always, and verification mode {} sees only what is copied",
+        target.display(), mode.as_str()
+    )]
+    NotSharedVerified {
+        /// The target.
+        target: PathBuf,
+        /// How it is to be verified.
+        mode: Verify,
     },
     /// Some ranges alone are to be copied to a new image, which would have nothing in the others.
     #[error("copy: {}: ranges are copied to an image that exists", target.display())]

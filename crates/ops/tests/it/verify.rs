@@ -19,6 +19,7 @@ use blockmirror_image::{
     CreateSettings, CreateSpec, Format, Kept, NewImage, OpenOptions, ReferencePolicy, Replacement,
     TargetOptions,
 };
+use blockmirror_mirror::Reflink;
 use blockmirror_ops::{CheckpointOptions, Convert, ConvertError, ConvertOutcome, Mismatch, Verify};
 
 const LEN: usize = 1 << 20;
@@ -221,6 +222,23 @@ fn the_checkpoint_of_a_copy_that_differs_leads_to_nothing() {
     let checked = convert.check(convert.open_source().unwrap()).unwrap();
     assert!(checked.interrupted().unwrap().is_none());
     assert!(checked.prepare().unwrap().resumes().is_none());
+}
+
+/// The old image was gone, and the reason that was given was not true.
+#[test]
+fn what_sees_only_what_is_copied_is_refused_where_all_must_be_shared() {
+    let folder = Folder::new();
+    let target = folder.path("target");
+    fs::write(&target, b"old").unwrap();
+    let in_place = TargetOptions::new().replacement(Replacement::InPlace);
+    for mode in [Verify::Hash, Verify::Readback] {
+        let convert = folder.convert("target", Format::Raw).target_file(in_place).verify(mode);
+        let convert = convert.reflink(Reflink::Always);
+        let refused = convert.check(convert.open_source().unwrap()).unwrap_err();
+        assert!(matches!(refused, ConvertError::NotSharedVerified { .. }), "{refused}");
+        assert!(refused.to_string().contains(mode.as_str()), "{refused}");
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+    }
 }
 
 /// With sync mode top the layers below are none of the copy's business: another base shows something else.
