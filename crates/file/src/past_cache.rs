@@ -2,13 +2,16 @@
 //!
 //! Asked for by callers that verify what they have written
 //! ([`FileStorage::read_past_cache`](crate::FileStorage::read_past_cache)). A second descriptor with
-//! `O_DIRECT` reads; the kernel writes dirty pages of a range back before it reads the range so. Where the
-//! file system refuses that, each flush drops the file's pages, and the next read fetches them anew.
+//! `O_DIRECT` reads; the kernel writes dirty pages of a range back before it reads the range so. Some file
+//! systems refuse that, and some answer it from the page cache without a word (a journal of data, inline or
+//! compressed data): so each flush drops the file's pages all the same, and the next read fetches them anew.
 
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockmirror_block::{Error, Result};
 use rustix::fs::{Advice, OFlags};
@@ -20,7 +23,8 @@ use crate::direct::Direct;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PastCache {
-    /// By `O_DIRECT`: each read is one of the device below.
+    /// By `O_DIRECT`: each read is one of the device below. Where the file system serves it from the cache all
+    /// the same, as with [`Dropped`](Self::Dropped).
     Direct,
     /// The cached pages of the file are dropped after each flush: a read of what was flushed is one of the
     /// device below, unless the kernel has kept a page.
@@ -29,7 +33,11 @@ pub enum PastCache {
 
 /// Whether reads go past the page cache, and how.
 #[derive(Debug, Default)]
-pub(crate) struct ReadsPastCache(OnceLock<Way>);
+pub(crate) struct ReadsPastCache {
+    way: OnceLock<Way>,
+    /// The file system has refused a read of the descriptor that it has opened.
+    refused: AtomicBool,
+}
 
 #[derive(Debug)]
 enum Way {
@@ -37,41 +45,52 @@ enum Way {
     Dropped,
 }
 
-impl Way {
-    fn kind(&self) -> PastCache {
-        match self {
-            Self::Direct(..) => PastCache::Direct,
-            Self::Dropped => PastCache::Dropped,
-        }
-    }
-}
-
 impl ReadsPastCache {
     /// From now on reads of `file`, which is opened anew as `path`, go past the cache.
     pub(crate) fn begin(&self, path: &Path, file: &File) -> Result<PastCache> {
-        if let Some(way) = self.0.get() {
-            return Ok(way.kind());
-        }
-        let way = open_direct(path)?;
-        if matches!(way, Way::Dropped) {
+        if self.way.get().is_none() {
+            let way = open_direct(path)?;
             drop_pages(file)?;
+            self.way.get_or_init(|| way);
         }
-        Ok(self.0.get_or_init(|| way).kind())
+        Ok(self.kind())
+    }
+
+    fn kind(&self) -> PastCache {
+        match self.way.get() {
+            Some(Way::Direct(..)) if !self.refused.load(Ordering::Relaxed) => PastCache::Direct,
+            _ => PastCache::Dropped,
+        }
     }
 
     /// Fills `buf` if reads go past the cache by a descriptor of their own.
     pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Option<Result<()>> {
-        match self.0.get()? {
-            Way::Direct(file, direct) => Some(direct.read(file, buf, offset)),
-            Way::Dropped => None,
+        match self.way.get()? {
+            Way::Direct(file, direct) if self.kind() == PastCache::Direct => {
+                self.unless_refused(direct.read(file, buf, offset))
+            }
+            _ => None,
         }
+    }
+
+    /// What a direct read has come to; `None` if it was refused for being one: an empty file may have hidden
+    /// that.
+    fn unless_refused(&self, read: Result<()>) -> Option<Result<()>> {
+        let refused = read.as_ref().is_err_and(|error| {
+            let cause = error.cause().and_then(|cause| cause.downcast_ref::<io::Error>());
+            cause.and_then(io::Error::raw_os_error) == Some(Errno::INVAL.raw_os_error())
+        });
+        if refused {
+            self.refused.store(true, Ordering::Relaxed);
+        }
+        (!refused).then_some(read)
     }
 
     /// `file` has been flushed.
     pub(crate) fn flushed(&self, file: &File) -> Result<()> {
-        match self.0.get() {
-            Some(Way::Dropped) => drop_pages(file),
-            Some(Way::Direct(..)) | None => Ok(()),
+        match self.way.get() {
+            Some(_) => drop_pages(file),
+            None => Ok(()),
         }
     }
 }
@@ -131,18 +150,36 @@ mod tests {
             ));
         }
         let way = storage.read_past_cache().unwrap();
+        // Also where direct reads seem to work: they may be answered by the page cache.
+        assert_eq!(is_cached(&cached), Some(false));
+        storage.write_at(&bytes, 0).unwrap();
+        storage.flush().unwrap();
+        assert_eq!(is_cached(&cached), Some(false));
+        // The question itself has had the pages read.
         storage.flush().unwrap();
         let mut read = vec![0; 1 << 20];
-        match way {
-            PastCache::Dropped => assert_eq!(is_cached(&cached), Some(false)),
-            PastCache::Direct => {
-                drop_pages(storage.file()).unwrap();
-                storage.read_at(&mut read, 0).unwrap();
-                assert_eq!(is_cached(&cached), Some(false));
-            }
-        }
         storage.read_at(&mut read, 0).unwrap();
+        if way == PastCache::Direct {
+            assert_eq!(is_cached(&cached), Some(false));
+        }
         assert!(read == bytes);
+    }
+
+    /// The first read was of an empty file, which any file system answers.
+    #[test]
+    fn a_direct_read_that_is_refused_goes_through_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, [7; 4096]).unwrap();
+        let (file, reads) = (File::open(&path).unwrap(), ReadsPastCache::default());
+        let way = reads.begin(&path, &file).unwrap();
+        let failed = |errno: Errno| Err(Error::io("read", errno.into()));
+        assert!(reads.unless_refused(failed(Errno::IO)).is_some_and(|read| read.is_err()));
+        assert_eq!(reads.begin(&path, &file).unwrap(), way);
+        assert!(reads.unless_refused(failed(Errno::INVAL)).is_none());
+        assert_eq!(reads.begin(&path, &file).unwrap(), PastCache::Dropped);
+        assert!(reads.read(&mut [0; 512], 0).is_none());
+        reads.flushed(&file).unwrap();
     }
 
     /// What is not flushed yet is seen too, and so is a file's odd end.
