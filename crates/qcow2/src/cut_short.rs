@@ -79,17 +79,6 @@ impl CutShort {
         }
     }
 
-    /// Refuses to open `storage` for writing, before anything is written, if something was found missing.
-    ///
-    /// # Errors
-    /// [`ErrorKind::CutShort`]; the storage fails.
-    pub(crate) fn refuse(storage: &Arc<dyn Storage>, header: &Header) -> Result<()> {
-        match Self::find(Arc::clone(storage), header)?.filter(|cut| cut.missing > 0) {
-            Some(cut) => Err(cut.refusal("open for writing", storage.name()).into()),
-            None => Ok(()),
-        }
-    }
-
     /// Why `operation` is refused in an image that lacks this.
     fn refusal(&self, operation: &'static str, name: &str) -> BlockError {
         let (len, first) = (self.file_len, self.first);
@@ -102,6 +91,19 @@ impl CutShort {
             format!("the tables are too many to look for what is missing past the end of the file at {len}")
         };
         BlockError::new(ErrorKind::CutShort, operation).in_file(name).because(why)
+    }
+}
+
+impl OpenOptions {
+    /// Refuses to open `storage` for writing, before anything is written, if something was found missing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::CutShort`]; the storage fails.
+    pub(crate) fn refuse_cut_short(storage: &Arc<dyn Storage>, header: &Header) -> Result<()> {
+        match CutShort::find(Arc::clone(storage), header)?.filter(|cut| cut.missing > 0) {
+            Some(cut) => Err(cut.refusal("open for writing", storage.name()).into()),
+            None => Ok(()),
+        }
     }
 }
 

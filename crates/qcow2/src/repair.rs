@@ -8,7 +8,8 @@
 //!   the snapshot table  -->  entries that no reader takes otherwise
 //!     -->  refcounts in place, or new refcount structures (rebuild): where those that there are cannot be
 //!          used, or call a cluster free that is in use
-//!     -->  (rebuild) the header points at them  -->  tables out of clusters with guest data (separate)
+//!     -->  (rebuild) the header points at them  -->  COPIED flags, tables out of clusters with guest data
+//!          and of each other, refcounts in place (separate: if there are such tables)
 //!     -->  COPIED flags  -->  dirty and corrupt bits cleared
 //! ```
 //!
@@ -55,7 +56,7 @@ pub enum Repair {
 /// The image may be marked dirty or corrupt; if no corruption is left it is neither afterwards.
 ///
 /// # Bounds
-/// At most 20 times the requests and bytes of a [`check`](crate::check()) of the file as the repair leaves
+/// At most 22 times the requests and bytes of a [`check`](crate::check()) of the file as the repair leaves
 /// it. The file grows by 2¼ times its length and 1 MiB, at most: where each of its clusters is an L2 table
 /// and the L1 table takes all of it, both are copied, and counted in refcounts that are made anew.
 ///
@@ -77,11 +78,12 @@ pub fn repair(storage: &dyn Storage, what: Repair, observer: &mut dyn CheckObser
             fix_entries(storage, observer, before)?;
         }
         fix_refcounts(storage, what, 0..0, observer)?;
+        let mut copied_wrong = 0;
         if what == Repair::All {
-            separate::separate_tables(storage, observer)?;
+            copied_wrong = separate::separate_tables(storage, observer)?;
         }
         // By the refcounts as they are now: a flag that agrees with what was set right was never wrong.
-        let copied_wrong = fix_copied(storage, what, observer)?;
+        copied_wrong += fix_copied(storage, what, observer)?;
         let mut checker = Checker::open(storage, observer, Reporting::Silent)?;
         checker.check()?;
         report = checker.report;

@@ -7,7 +7,7 @@
 
 use super::spans::{Span, Use, spans};
 use super::tables::{TableRef, Words};
-use super::{Checker, Finding, Structure};
+use super::{Checker, Finding, Reporting, Structure};
 use crate::error::Result;
 use crate::format::entry::L1Entry;
 
@@ -59,6 +59,22 @@ impl Checker<'_> {
     /// Whether an entry of `cluster`, whose refcount on disk is `refcount`, has the flag.
     fn is_owned(&self, cluster: u64, refcount: u64) -> bool {
         refcount == 1 && self.counts.get(cluster) == self.counts.refcount(cluster)
+    }
+
+    /// The entry `index` of the active L1 table, with the flag as it should be. Everything was checked.
+    pub(crate) fn right_l1_entry(&mut self, index: u64, entry: L1Entry) -> Result<L1Entry> {
+        self.reporting = Reporting::Silent;
+        Ok(L1Entry(self.l1_flag(self.header.l1_offset + index * 8, entry.0)?))
+    }
+
+    /// Sets flags right in `data`, a copy of the L2 table at `at`. Everything was checked.
+    pub(crate) fn set_l2_flags(&mut self, data: &mut [u8], at: u64) -> Result<()> {
+        self.reporting = Reporting::Silent;
+        if let Ok(index) = self.tables.binary_search_by_key(&at, |table| table.at) {
+            let table = self.tables[index];
+            self.check_l2_flags(data, &table)?;
+        }
+        Ok(())
     }
 
     fn fix_l1_flag(&mut self, at: u64, word: u64, _: &Span) -> Result<u64> {

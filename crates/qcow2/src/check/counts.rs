@@ -57,6 +57,8 @@ pub(crate) struct Counts {
     pages: Vec<Option<Page>>,
     /// What a refcount of the image can say. References beyond it are counted all the same.
     max: u64,
+    /// A cluster has references beyond it.
+    is_beyond: bool,
     /// One past the last cluster that was counted.
     end: u64,
 }
@@ -67,7 +69,7 @@ impl Counts {
         // At most 2^21 pages: the checker refuses longer files. One more, as a file may end inside the
         // cluster behind its last whole one.
         let pages = (clusters / PAGE + 1) as usize;
-        Self { pages: std::iter::repeat_with(|| None).take(pages).collect(), max, end: 0 }
+        Self { pages: std::iter::repeat_with(|| None).take(pages).collect(), max, is_beyond: false, end: 0 }
     }
 
     /// Adds `by` references with `flags` to `cluster`; returns how many of them its refcount cannot say.
@@ -81,6 +83,7 @@ impl Counts {
         let sum = count.saturating_add(by);
         page.set(index, sum, before | flags);
         self.end = self.end.max(cluster + 1);
+        self.is_beyond |= sum > self.max;
         sum.max(self.max) - count.max(self.max)
     }
 
@@ -132,6 +135,16 @@ impl Counts {
             cluster = page_end;
         }
         false
+    }
+
+    /// Whether a refcount could not say how many references its cluster has, were there fewer by what
+    /// `leaving` says.
+    pub(super) fn any_beyond(&self, leaving: impl Fn(u64) -> u64) -> bool {
+        self.is_beyond
+            && (0..self.end).any(|cluster| {
+                let count = self.get(cluster);
+                count > self.max && count.saturating_sub(leaving(cluster)) > self.max
+            })
     }
 
     /// One past the last cluster that was counted.

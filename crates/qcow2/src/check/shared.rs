@@ -75,28 +75,46 @@ impl Checker<'_> {
     ///
     /// At most as many copies as the file has clusters: where there would be more, tables of several entries
     /// stay. So they do with a data file, in whose clusters references are not counted: two entries that map
-    /// one of them would both write to it.
+    /// one of them would both write to it. And nothing is moved where refcounts cannot say how often clusters
+    /// are referred to once it is: tables that overlap keep the image from being written, and a write would
+    /// free what another entry maps.
     pub(crate) fn shared_tables(&self) -> (Vec<TableToMove>, bool) {
         let to_move = |with_shared: bool| -> Vec<TableToMove> {
             let tables = self.tables.iter().filter(|table| table.active > 0);
             let copies = tables.map(|table| {
-                let is_kept = self.is_alone(table.at, table.uses()) || table.others > 0;
+                let is_alone = self.is_alone(table.at, table.uses());
+                let is_kept = is_alone || table.others > 0;
                 let copies = match (table.active, is_kept) {
                     (1, _) => u64::from(!is_kept),
-                    _ if !with_shared => 0,
+                    // Nor could the flags of one that stays be set right in its place.
+                    _ if !with_shared || is_kept && !is_alone => 0,
                     (entries, _) => entries - u64::from(is_kept),
                 };
                 TableToMove { at: table.at, copies }
             });
             copies.filter(|table| table.copies > 0).collect()
         };
-        let mut tables = to_move(!self.format.external_data);
-        if tables.iter().map(|table| table.copies).sum::<u64>() > self.file_clusters() {
-            tables = to_move(false);
-        }
         let l1 = u64::from(self.header.l1_entries) * 8;
         let clusters = self.format.cluster.touched::<HostOffset>(HostOffset(self.header.l1_offset), l1);
+        let (first, end) = (clusters.start.0, clusters.end.0);
         let is_shared = |cluster: HostCluster| self.counts.get(cluster.0) > 1;
-        (tables, clusters.each().any(is_shared))
+        let l1_shared = clusters.each().any(is_shared);
+        let of_l1 = |cluster: u64| u64::from(l1_shared && (first..end).contains(&cluster));
+        let loses = |tables: &[TableToMove]| {
+            self.counts.any_beyond(|cluster| {
+                let found =
+                    tables.binary_search_by_key(&cluster, |table| table.at >> self.format.cluster.bits());
+                found.map_or(0, |index| tables[index].copies) + of_l1(cluster)
+            })
+        };
+        let mut tables = to_move(!self.format.external_data);
+        let copies = tables.iter().map(|table| table.copies).sum::<u64>();
+        if copies > self.file_clusters() || loses(&tables) {
+            tables = to_move(false);
+        }
+        if loses(&tables) {
+            return (Vec::new(), false);
+        }
+        (tables, l1_shared)
     }
 }

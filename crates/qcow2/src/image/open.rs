@@ -18,7 +18,6 @@ use crate::cache::SliceCache;
 use crate::compressed::Decompressors;
 use crate::compressors::Compressors;
 use crate::context::{BackingLayer, ImageContext};
-use crate::cut_short::CutShort;
 use crate::error::{Error, Result};
 use crate::format::bitmaps::Bitmaps;
 use crate::format::entry::{EntryFormat, L1Entry};
@@ -255,7 +254,7 @@ impl OpenOptions {
         if self.writable && header.is_dirty() {
             // A repair would lose snapshots of which the file has only a part.
             check_snapshots(&header, storage)?;
-            CutShort::refuse(image, &header)?;
+            Self::refuse_cut_short(image, &header)?;
             header = repair_dirty(storage)?;
         }
         check_directories(&header, storage)?;

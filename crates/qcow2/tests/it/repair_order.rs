@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use blockmirror_block::Storage;
 use blockmirror_block::testing::{MemoryStorage, RecordingStorage};
+use blockmirror_block::{BlockDevice, ErrorKind, Storage, WriteFlags};
 use blockmirror_qcow2::{CheckObserver, Finding, OpenOptions, Qcow2, Repair, check, repair};
 
 use crate::check::{image, readable};
@@ -118,6 +118,65 @@ fn what_is_written_in_a_new_range_is_counted_before_it_is_used() {
             let mut free = UsedAsFree::default();
             check(&point.storage(), &mut free).unwrap();
             assert!(free.0.is_empty(), "{number}: {point:?}: {:?}", free.0);
+        }
+    }
+}
+
+/// Two entries of the L1 table point at one L2 table; neither refcounts nor flags say so.
+fn one_table_by_accident(refcount_bits: u32) -> RawImage {
+    let mut image = two_tables(refcount_bits);
+    let entry = image.get(image.l1_at(0));
+    let at = image.l1_at(1);
+    image.set(at, entry);
+    image
+}
+
+/// The copies were in use before flags said that they share their data: a write by one entry changed what
+/// the other reads.
+#[test]
+fn tables_that_become_two_share_data_by_their_flags_already() {
+    let damaged = one_table_by_accident(16);
+    let recording = RecordingStorage::with_contents(&damaged.0);
+    let report = repair(&recording, Repair::All, &mut ()).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    let (mut refused, mut opened) = (0, 0);
+    for point in recording.crash_points() {
+        let storage = Arc::new(point.storage());
+        let Ok(disk) = open(&storage) else {
+            refused += 1;
+            continue;
+        };
+        opened += 1;
+        for (here, there) in [(0, LONG / 2), (LONG / 2 + 8192, 8192)] {
+            disk.write_at(&[0x77; 4096], here, WriteFlags::FUA).unwrap();
+            let mut other = [0; 4096];
+            disk.read_at(&mut other, there).unwrap();
+            assert_eq!(other, [0x11; 4096], "{point:?}: {here} is {there}");
+        }
+    }
+    assert!(refused > 0 && opened > 0, "{refused} {opened}");
+}
+
+/// A refcount of one bit cannot say that two tables share data: a write would free it. So the image stays one
+/// that is not written.
+#[test]
+fn tables_stay_where_refcounts_cannot_count_what_they_share() {
+    for bits in [1, 2] {
+        let mut damaged = one_table_by_accident(bits);
+        if bits == 2 {
+            let l1 = damaged.append(4 * 8);
+            let entry = damaged.get(damaged.l1_at(0));
+            (0..4).for_each(|index| damaged.set(l1 + index * 8, entry));
+            damaged.set(40, l1);
+            damaged.set_len(36, 4, 4);
+        }
+        let storage = Arc::new(MemoryStorage::with_contents(&damaged.0));
+        for round in 0..2 {
+            let report = repair(&*storage, Repair::All, &mut ()).unwrap();
+            assert!(report.corruptions > 0, "{bits}, {round}: {report:?}");
+            let refused = open(&storage).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Corrupt, "{bits}, {round}: {refused}");
+            assert!(readable(&storage.to_vec()) == readable(&damaged.0), "{bits}, {round}");
         }
     }
 }
