@@ -372,7 +372,7 @@ impl Ending<'_> {
         self.bitmaps.copy(self.source, &image).map_err(|error| error.incomplete_if(self.incomplete))?;
         let verify = match verify {
             Some((verify, observer)) => {
-                let observed = observer.finish().map_err(|error| self.not_verified(error.into()))?;
+                let observed = observer.finish(progress).map_err(|error| self.not_verified(error.into()))?;
                 Some((verify, observed))
             }
             None => None,

@@ -225,13 +225,13 @@ impl Verification {
 }
 
 impl Observer {
-    /// Ends the observation while the target is still open for writing, and drops it. Fails only if nothing
-    /// is known to be unequal.
-    pub(super) fn finish(self) -> Result<Observed, Error> {
+    /// Ends the observation while the target is still open for writing, and drops it. `progress` is as for
+    /// [`Verification::run`]. Fails only if nothing is known to be unequal.
+    pub(super) fn finish(self, progress: &mut dyn FnMut(u64) -> Visit) -> Result<Observed, Error> {
         Ok(match self {
             Self::Full => Observed::Full,
             Self::Hash(source) => Observed::Hash(source),
-            Self::Readback(target) => Observed::Readback(target.finish()?),
+            Self::Readback(target) => Observed::Readback(target.finish(progress)?),
         })
     }
 }

@@ -1,7 +1,9 @@
 //! The target of a copy, each write to which is read back after a flush.
 //!
 //! The digest of what is written is kept until the next flush; the flush then reads it back and compares. So
-//! that what is kept has a bound, a flush comes after each 256 MiB, or 65,536 writes.
+//! that what is kept has a bound, and what one flush reads, a flush comes after each 256 MiB that will be
+//! read, or 65,536 writes. Zeros that the target knows are not read. Between reads of 1 MiB, or of one write,
+//! a caller that is cancelled is given up.
 //!
 //! What must hold: a write leaves `pending` only by a flush that succeeded and began after the write had
 //! returned, and by a read of it after that. All writes of a copy of a source that does not change write the
@@ -12,12 +14,12 @@ use std::sync::Arc;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{
-    BlockDevice, ByteRange, Error, Extent, ExtentKind, Geometry, QueryBudget, Result, Visit, WriteFlags,
-    ZeroFlags, zero,
+    BlockDevice, ByteRange, Error, ErrorKind, Extent, ExtentKind, Geometry, QueryBudget, Result, Visit,
+    WriteFlags, ZeroFlags, cancel, zero,
 };
 use blockmirror_hash::{BlockDigest, block_digest};
 
-/// Bytes that are written before a flush.
+/// Bytes to be read back that are written before a flush.
 const MOST_BYTES: u64 = 256 << 20;
 /// Writes that are remembered before a flush.
 const MOST_WRITES: usize = 65_536;
@@ -39,6 +41,7 @@ pub(in crate::convert) struct WrittenTarget {
 #[derive(Debug, Default)]
 struct Pending {
     writes: Vec<Written>,
+    /// Bytes that the next flush reads.
     bytes: u64,
 }
 
@@ -70,9 +73,10 @@ impl WrittenTarget {
         }
     }
 
-    /// Reads back what was not read back so far; what has been found. Fails only if nothing is unequal.
-    pub(super) fn finish(self: Arc<Self>) -> Result<Found> {
-        let failed = self.flush().err();
+    /// Reads back what was not read back so far; what has been found. `progress` gets the bytes that the
+    /// target holds so far, and says whether to go on. Fails only if nothing is unequal.
+    pub(super) fn finish(self: Arc<Self>, progress: &mut dyn FnMut(u64) -> Visit) -> Result<Found> {
+        let failed = self.flush_while(progress).err();
         let found = self.found.lock();
         match failed {
             Some(error) if found.unequal.is_clean() => Err(error),
@@ -84,17 +88,70 @@ impl WrittenTarget {
         if range.is_empty() {
             return Ok(());
         }
+        let bytes = digest.map_or_else(|| self.unknown_bytes(range), |_| range.len());
         let mut pending = self.pending.lock();
         pending.writes.push(Written { range, digest });
-        // The target may know its zeros without reading them.
-        pending.bytes += digest.map_or(0, |_| range.len());
+        pending.bytes += bytes;
         let is_full = pending.bytes >= MOST_BYTES || pending.writes.len() >= MOST_WRITES;
         drop(pending);
         if is_full { self.flush() } else { Ok(()) }
     }
 
-    fn read_back(&self, written: Written, buffer: &mut Vec<u8>) -> Result<()> {
+    /// The bytes of `range`, which was zeroed, that the target does not say to be zero, as far as one bounded
+    /// query tells.
+    fn unknown_bytes(&self, range: ByteRange) -> u64 {
+        let (mut known, mut seen, mut budget) = (0, 0, QueryBudget::new());
+        let asked = self.inner.extents(range, &mut |extent| {
+            if !must_be_read(extent.kind) {
+                known += extent.range.len();
+            }
+            seen += 1;
+            let spent = budget.spend(&extent);
+            if seen < BATCH { spent } else { Visit::Break(()) }
+        });
+        // Reading back fails if this does.
+        asked.map_or(range.len(), |()| range.len().saturating_sub(known))
+    }
+
+    /// Flushes, and reads back what was written before.
+    fn flush_while(&self, progress: &mut dyn FnMut(u64) -> Visit) -> Result<()> {
+        let mut batch = std::mem::take(&mut *self.pending.lock());
+        let flushed = self.inner.flush();
+        let mut buffer = Vec::new();
+        // In order of offset, from the end of the list: what is left after a failure stays in it.
+        let read_back = flushed.and_then(|()| {
+            batch.writes.sort_unstable_by_key(|written| std::cmp::Reverse(written.range.start()));
+            while let Some(written) = batch.writes.last() {
+                self.read_back(*written, &mut buffer, progress)?;
+                batch.writes.pop();
+            }
+            Ok(())
+        });
+        if read_back.is_err() {
+            let mut pending = self.pending.lock();
+            pending.bytes += batch.bytes;
+            pending.writes.append(&mut batch.writes);
+        }
+        read_back
+    }
+
+    /// Fails if the caller is cancelled, or `progress` says so.
+    fn go_on(&self, progress: &mut dyn FnMut(u64) -> Visit) -> Result<()> {
+        let done = self.found.lock().bytes.min(self.len());
+        match cancel::is_cancelled() || progress(done).is_break() {
+            true => Err(Error::new(ErrorKind::Cancelled, "verify").because("interrupted")),
+            false => Ok(()),
+        }
+    }
+
+    fn read_back(
+        &self,
+        written: Written,
+        buffer: &mut Vec<u8>,
+        progress: &mut dyn FnMut(u64) -> Visit,
+    ) -> Result<()> {
         let Written { range, digest } = written;
+        self.go_on(progress)?;
         let is_equal = match digest {
             Some(digest) => {
                 // Written from one buffer.
@@ -102,16 +159,22 @@ impl WrittenTarget {
                 self.inner.read_at(buffer, range.start())?;
                 block_digest(buffer) == digest
             }
-            None => return self.read_back_zeros(range, buffer),
+            None => return self.read_back_zeros(range, buffer, progress),
         };
         self.note(range, is_equal);
         Ok(())
     }
 
     /// What the target says is zero is not read.
-    fn read_back_zeros(&self, range: ByteRange, buffer: &mut Vec<u8>) -> Result<()> {
+    fn read_back_zeros(
+        &self,
+        range: ByteRange,
+        buffer: &mut Vec<u8>,
+        progress: &mut dyn FnMut(u64) -> Visit,
+    ) -> Result<()> {
         let mut at = range.start();
         while at < range.end() {
+            self.go_on(progress)?;
             let (mut extents, mut budget) = (Vec::new(), QueryBudget::new());
             self.inner.extents(ByteRange::new(at, range.end()), &mut |extent| {
                 let spent = budget.spend(&extent);
@@ -124,11 +187,12 @@ impl WrittenTarget {
             }
             for (part, kind) in extents {
                 at = part.end();
-                if kind != ExtentKind::Data {
+                if !must_be_read(kind) {
                     self.note(part, true);
                     continue;
                 }
                 for piece in part.pieces(BUFFER) {
+                    self.go_on(progress)?;
                     buffer.resize(piece.len() as usize, 0);
                     self.inner.read_at(buffer, piece.start())?;
                     self.note(piece, zero::is_zero(buffer));
@@ -146,6 +210,11 @@ impl WrittenTarget {
             found.unequal.set(range.start()..range.end());
         }
     }
+}
+
+/// Whether what was zeroed must be read to know that it is.
+fn must_be_read(kind: ExtentKind) -> bool {
+    matches!(kind, ExtentKind::Data | ExtentKind::Unknown)
 }
 
 impl BlockDevice for WrittenTarget {
@@ -181,24 +250,7 @@ impl BlockDevice for WrittenTarget {
     }
 
     fn flush(&self) -> Result<()> {
-        let mut batch = std::mem::take(&mut *self.pending.lock());
-        let flushed = self.inner.flush();
-        let mut buffer = Vec::new();
-        // In order of offset, from the end of the list: what is left after a failure stays in it.
-        let read_back = flushed.and_then(|()| {
-            batch.writes.sort_unstable_by_key(|written| std::cmp::Reverse(written.range.start()));
-            while let Some(written) = batch.writes.last() {
-                self.read_back(*written, &mut buffer)?;
-                batch.writes.pop();
-            }
-            Ok(())
-        });
-        if read_back.is_err() {
-            let mut pending = self.pending.lock();
-            pending.bytes += batch.bytes;
-            pending.writes.append(&mut batch.writes);
-        }
-        read_back
+        self.flush_while(&mut |_| Visit::Continue(()))
     }
 
     fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
@@ -224,6 +276,9 @@ impl BlockDevice for WrittenTarget {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use blockmirror_block::cancel::CancelSource;
     use blockmirror_block::testing::{CorruptingDisk, DiskOp, Fault, FaultDisk, Faults, MemoryDisk, OpKind};
 
     use super::*;
@@ -232,6 +287,10 @@ mod tests {
 
     fn over(inner: Arc<dyn BlockDevice>) -> Arc<WrittenTarget> {
         Arc::new(WrittenTarget::new(inner, DirtyBitmap::new(LEN, 512).unwrap()))
+    }
+
+    fn go_on(_: u64) -> Visit {
+        Visit::Continue(())
     }
 
     fn write_all(target: &WrittenTarget) {
@@ -248,7 +307,7 @@ mod tests {
             let target = over(Arc::new(CorruptingDisk::new(disk, wrong)));
             write_all(&target);
             target.flush().unwrap();
-            let found = target.finish().unwrap();
+            let found = target.finish(&mut go_on).unwrap();
             let runs: Vec<_> = found.unequal.runs().collect();
             assert_eq!(runs.len(), 1, "{wrong}: {runs:?}");
             assert!(runs[0].start >= want.start && runs[0].end <= want.end, "{wrong}: {runs:?}");
@@ -256,7 +315,7 @@ mod tests {
         }
         let target = over(Arc::new(MemoryDisk::new(LEN)));
         write_all(&target);
-        let found = target.finish().unwrap();
+        let found = target.finish(&mut go_on).unwrap();
         assert!(found.unequal.is_clean());
         assert_eq!(found.bytes, 8192 + 65_536 + 512);
     }
@@ -291,7 +350,7 @@ mod tests {
             write_all(&target);
             faults.inject(Fault::on(kind));
             target.flush().unwrap_err();
-            let found = target.finish().unwrap();
+            let found = target.finish(&mut go_on).unwrap();
             assert!(found.unequal.is_dirty(5000), "{kind:?}");
         }
     }
@@ -306,7 +365,7 @@ mod tests {
         target.flush().unwrap();
         target.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
         faults.inject(Fault::on(OpKind::Flush));
-        let found = target.finish().unwrap();
+        let found = target.finish(&mut go_on).unwrap();
         assert!(found.unequal.is_dirty(5000) && found.failed.is_some());
     }
 
@@ -317,5 +376,90 @@ mod tests {
             target.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
         }
         assert_eq!(target.pending.lock().writes.len(), 10);
+    }
+
+    /// A disk of zeros that has no map of them, as a block device; it counts what is read since the last flush.
+    #[derive(Debug, Default)]
+    struct Unmapped {
+        flushes: AtomicU64,
+        read: AtomicU64,
+    }
+
+    const UNMAPPED: u64 = 1 << 30;
+
+    impl BlockDevice for Unmapped {
+        fn len(&self) -> u64 {
+            UNMAPPED
+        }
+
+        fn name(&self) -> &str {
+            "unmapped"
+        }
+
+        fn geometry(&self) -> Geometry {
+            MemoryDisk::new(LEN).geometry()
+        }
+
+        fn read_at(&self, buf: &mut [u8], _: u64) -> Result<()> {
+            self.read.fetch_add(buf.len() as u64, Ordering::SeqCst);
+            buf.fill(0);
+            Ok(())
+        }
+
+        fn write_at(&self, _: &[u8], _: u64, _: WriteFlags) -> Result<()> {
+            Ok(())
+        }
+
+        fn write_zeroes(&self, _: ByteRange, _: ZeroFlags) -> Result<()> {
+            Ok(())
+        }
+
+        fn discard(&self, _: ByteRange) -> Result<()> {
+            Ok(())
+        }
+
+        fn flush(&self) -> Result<()> {
+            self.flushes.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+
+        fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(Extent) -> Visit) -> Result<()> {
+            let _ = visit(Extent::new(range, ExtentKind::Data));
+            Ok(())
+        }
+    }
+
+    /// Zeros counted as nothing: all of them waited for one flush, which read them without a stop.
+    #[test]
+    fn zeros_that_are_read_count_and_the_last_read_can_be_stopped() {
+        let disk = Arc::new(Unmapped::default());
+        let empty = DirtyBitmap::new(UNMAPPED, 65_536).unwrap();
+        let target = Arc::new(WrittenTarget::new(Arc::clone(&disk) as _, empty));
+        for at in 0..7 {
+            target.write_zeroes(ByteRange::at(at * (64 << 20), 64 << 20), ZeroFlags::NONE).unwrap();
+        }
+        let (flushes, read) = (&disk.flushes, &disk.read);
+        assert_eq!((flushes.load(Ordering::SeqCst), read.load(Ordering::SeqCst)), (1, MOST_BYTES));
+        let mut seen = Vec::new();
+        let stopped = target.finish(&mut |done| {
+            seen.push(done);
+            if read.load(Ordering::SeqCst) > MOST_BYTES { Visit::Break(()) } else { Visit::Continue(()) }
+        });
+        assert_eq!(stopped.unwrap_err().kind(), ErrorKind::Cancelled);
+        assert_eq!(read.load(Ordering::SeqCst), MOST_BYTES + BUFFER);
+        assert_eq!(seen.last(), Some(&(MOST_BYTES + BUFFER)));
+    }
+
+    #[test]
+    fn a_caller_that_is_cancelled_does_not_wait_for_what_is_read_back() {
+        let disk = Arc::new(Unmapped::default());
+        let empty = DirtyBitmap::new(UNMAPPED, 65_536).unwrap();
+        let target = Arc::new(WrittenTarget::new(Arc::clone(&disk) as _, empty));
+        let source = CancelSource::new();
+        let _scope = source.enter();
+        source.cancel();
+        let stopped = target.write_zeroes(ByteRange::new(0, UNMAPPED), ZeroFlags::NONE).unwrap_err();
+        assert_eq!(stopped.kind(), ErrorKind::Cancelled);
+        assert_eq!(disk.read.load(Ordering::SeqCst), 0);
     }
 }
