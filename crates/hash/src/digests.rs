@@ -1,7 +1,8 @@
 //! The digests of all blocks of a disk: what tells which blocks differ, where a [`DiskHash`] only tells that
 //! some do; and their record, which is made while a disk is read in any order.
 //!
-//! Memory: 33 bytes for each MiB that is not zero, in pages of 256 blocks.
+//! Memory: 33 bytes for each MiB, in pages of 256 blocks; a page is there as soon as one of its blocks is not
+//! zero, or is recorded.
 
 use std::collections::BTreeMap;
 
@@ -153,8 +154,8 @@ impl DigestRecorder {
         before.is_some_and(|before| before != digest)
     }
 
-    /// The digests of `device`, of which those that are recorded are not made again. `progress` is as for
-    /// [`DiskHash::of`].
+    /// The digests of `device`, of which those that are recorded are not made again. Nothing is recorded
+    /// afterwards, unless it fails or is stopped. `progress` is as for [`DiskHash::of`].
     ///
     /// # Errors
     /// What the device reports.
@@ -164,6 +165,15 @@ impl DigestRecorder {
         options: &HashOptions,
         progress: &mut dyn FnMut(u64) -> Visit,
     ) -> Result<Option<BlockDigests>, Error> {
-        BlockDigests::made(device, options, &|block| self.pages.lock().get(block), progress)
+        let made = BlockDigests::made(device, options, &|block| self.pages.lock().get(block), progress)?;
+        if made.is_some() {
+            *self.pages.lock() = Pages::default();
+        }
+        Ok(made)
+    }
+
+    /// Whether nothing is recorded.
+    pub fn is_empty(&self) -> bool {
+        self.pages.lock().0.is_empty()
     }
 }

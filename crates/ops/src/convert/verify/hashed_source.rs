@@ -65,8 +65,10 @@ impl HashedSource {
     }
 
     /// The digests of the whole source, as far as it was copied those of what the copy got. What was not read
-    /// is read now.
+    /// is read now. Neither digests nor blocks of the copy stay here.
     pub(super) fn digests(&self, stop: &mut dyn FnMut() -> Visit) -> Result<Option<BlockDigests>> {
+        // The copy is over: nothing reads the blocks that are left.
+        self.blocks.lock().by_number.clear();
         self.recorder.complete(&*self.inner, &HashOptions::new(), &mut |_| stop())
     }
 
@@ -275,6 +277,7 @@ mod tests {
         assert!(source.blocks.lock().by_number.is_empty(), "all of it was read");
         assert_eq!(hash(&source), whole);
         assert_eq!(reads(inner.take_log()), 0, "what was copied is not read again");
+        assert!(source.recorder.is_empty(), "one set of digests is enough");
     }
 
     /// A source that reads differently the second time is no source of a proof.
@@ -305,5 +308,7 @@ mod tests {
             source.read_at(&mut [0; 512], number * BLOCK).unwrap();
         }
         assert_eq!(source.blocks.lock().by_number.len(), MOST_KEPT);
+        source.digests(&mut || Visit::Continue(())).unwrap().unwrap();
+        assert!(source.blocks.lock().by_number.is_empty());
     }
 }

@@ -14,8 +14,9 @@ pub enum Verify {
     /// was written; not that the source was read rightly, nor that the target's metadata is found again.
     Readback,
     /// The source is hashed while it is copied, the target once it is opened anew. Proves that the target
-    /// holds what the copy has read of the source. Needs 33 bytes of memory for each MiB that is not zero,
-    /// and 64 MiB; of the whole disk only: not with sync mode top, nor where failed ranges are left out.
+    /// holds what the copy has read of the source. Needs 66 bytes of memory for each MiB of the runs of
+    /// 256 MiB that have data, and 32 MiB; of the whole disk only: not with sync mode top, nor where
+    /// failed ranges are left out.
     Hash,
     /// Source and target are both read again, the target once it is opened anew, and compared. Proves that
     /// they are equal when the copy ends.
