@@ -129,13 +129,14 @@ pub(crate) fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &Pr
 pub(crate) fn failure(error: &ConvertError, interrupt: Option<&Interrupt>) -> Failure {
     match error {
         ConvertError::Interrupted(_) => {
-            let failed = Failure::failed(format_args!("{error}: the same command goes on there"));
+            let failed = Failure::failed(format_args!("{error}: the same command goes on there"))
+                .caused_by(error.device_error());
             match interrupt {
                 Some(interrupt) if interrupt.requested() => failed.exit(Exit::Resumable),
                 _ => failed,
             }
         }
-        error => Failure::failed(format_args!("{error}; {WAYS}")),
+        error => Failure::failed(format_args!("{error}; {WAYS}")).caused_by(error.device_error()),
     }
 }
 

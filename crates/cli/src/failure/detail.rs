@@ -39,7 +39,7 @@ pub(crate) fn object(failure: &Failure) -> Option<Value> {
     let class = match (failure.exit, detail) {
         (Exit::Usage, _) => "usage",
         (Exit::Mismatch, _) => "mismatch",
-        (Exit::Signal(_), _) => "interrupted",
+        (Exit::Signal(_) | Exit::Resumable, _) => "interrupted",
         (_, Some(detail)) => detail.class,
         (_, None) => "failed",
     };

@@ -251,6 +251,8 @@ impl ConvertError {
             Self::Disk(error) => Some(error),
             Self::Start(cause) | Self::Copy { cause, .. } => cause.device_error(),
             Self::NotVerified { cause, .. } => cause.device_error(),
+            Self::Interrupted(kept) => kept.cause.device_error(),
+            Self::Checkpoint(checkpoint::Error::Storage(error)) => Some(error),
             _ => None,
         }
     }

@@ -94,6 +94,25 @@ fn a_large_copy_is_gone_on_with_by_itself() {
     assert_eq!(place.names(), ["source", "target"]);
 }
 
+/// The object of a copy that is kept was that of a failure of which nothing is known.
+#[test]
+fn under_json_a_copy_that_is_kept_says_why_it_ended() {
+    let place = Place::new();
+    large(&place);
+    let (code, said) = standing(&place, " --output=json").end("INT");
+    let failed: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((code, &failed["class"], &failed["exit-code"]), (Some(6), &"interrupted".into(), &6.into()));
+    let place = Place::new();
+    fs::write(place.path("source"), vec![7; 2 << 20]).unwrap();
+    fs::write(place.path("rules"), "[inject-error]\nevent = \"read_aio\"\nsector = \"2048\"\n").unwrap();
+    let line = "convert --output=json -f raw --checkpoint @log blkdebug:@rules:@source @target";
+    let ran = place.ours(line);
+    let failed: Value = serde_json::from_str(ran.err.lines().last().unwrap()).unwrap();
+    assert!(failed["message"].as_str().unwrap().contains("are kept in"), "{ran:?}");
+    assert_eq!((ran.code, &failed["class"], &failed["errno"]), (1, &"io".into(), &5.into()), "{ran:?}");
+    assert!(failed["operation"].is_string() && failed["offset"].is_u64(), "{ran:?}");
+}
+
 #[test]
 fn a_killed_copy_is_gone_on_with() {
     for (format, named) in [("raw", ""), ("qcow2", ""), ("qcow2", "--checkpoint log")] {
