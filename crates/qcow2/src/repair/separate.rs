@@ -5,8 +5,10 @@
 //! so it would with two tables in one, and two entries on one. The order is that of a copy-on-write:
 //! refcounts of the new places, COPIED flags, copies, then what points at them; the refcounts of the old
 //! places are lowered last. Until then the image is not opened for writing; from the first entry that points
-//! at a copy it may be, so that no flag may call a cluster owned that two tables map. Storage of a fixed length has
-//! no room for copies: there the tables stay, and so do flags in them that are wrong.
+//! at a copy it may be, so that no flag may call a cluster owned that two tables map.
+//!
+//! Storage of a fixed length has no room for copies: there the tables stay, and so do flags in them that are
+//! wrong.
 
 use blockmirror_block::Storage;
 use byteorder::{BigEndian, ByteOrder};
