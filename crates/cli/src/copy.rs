@@ -283,7 +283,7 @@ fn follow(
             Some(_) => checkpoint::failure(&error, None),
             None => checkpoint::failure(&error, Some(interrupt)),
         }),
-        Err(ConvertError::Mismatch(mismatch)) => Err(verify::failed(console, &mismatch, ranges)),
+        Err(ConvertError::Mismatch(mismatch)) => Err(verify::failed(console, &mismatch, ranges, interrupt)),
         Err(error @ ConvertError::NotVerified { .. }) if interrupt.requested() => {
             Err(Failure::failed(error).exit(interrupt.exit()))
         }

@@ -95,6 +95,11 @@ impl Interrupt {
         self.request.partial.lock().extend(files);
     }
 
+    /// Has `files` stay, which were to be removed at the end.
+    pub(crate) fn keep(&self, files: &[PathBuf]) {
+        self.request.partial.lock().retain(|file| !files.contains(file));
+    }
+
     /// A signal that ends the process at once leaves the temporary files of a copy that keeps a checkpoint.
     /// The exit code says whether the next run can go on with them.
     pub(crate) fn keeps(&self, resumable: Resumable) {
@@ -225,6 +230,20 @@ impl Ignored {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A copy that differs was said to be kept, and a further signal removed it.
+    #[test]
+    fn a_file_that_is_to_be_kept_is_not_removed_at_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kept, ranges) = (dir.path().join("kept"), dir.path().join("ranges"));
+        fs::write(&kept, b"").unwrap();
+        fs::write(&ranges, b"").unwrap();
+        let interrupt = Interrupt::watch().unwrap();
+        interrupt.remove_at_end([kept.clone(), ranges.clone()]);
+        interrupt.keep(std::slice::from_ref(&kept));
+        interrupt.request.remove_partial();
+        assert!(kept.exists() && !ranges.exists());
+    }
 
     #[test]
     fn the_set_of_ignored_signals_is_read() {

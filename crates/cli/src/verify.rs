@@ -1,6 +1,7 @@
 //! How `mirror` and `convert` finish a copy that is verified, and what they say of one that is not equal.
 
 use blockmirror_block::{ByteRange, Visit};
+use blockmirror_image::Kept;
 use blockmirror_ops::{ConvertError, ConvertJob, ConvertOutcome, Mismatch, Verify};
 
 use crate::args::{CopyArgs, VerifyMode};
@@ -42,8 +43,17 @@ pub(crate) fn finish(
     finished
 }
 
-/// Lists where the target differs from the source, and writes all of it to `file`.
-pub(crate) fn failed(console: &mut Console<'_>, mismatch: &Mismatch, file: Option<RangesFile>) -> Failure {
+/// Lists where the target differs from the source, and writes all of it to `file`. A signal does not remove
+/// the copy from now on.
+pub(crate) fn failed(
+    console: &mut Console<'_>,
+    mismatch: &Mismatch,
+    file: Option<RangesFile>,
+    interrupt: &Interrupt,
+) -> Failure {
+    if let Kept::Partial(paths) = &mismatch.kept {
+        interrupt.keep(paths);
+    }
     let target = mismatch.target.display();
     let mut runs = mismatch.ranges.runs();
     for run in runs.by_ref().take(MOST_LISTED) {

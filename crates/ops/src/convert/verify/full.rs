@@ -48,8 +48,9 @@ pub(super) fn compare(
 /// `range` without what was given up.
 fn parts(whole: ByteRange, lost: &[ByteRange]) -> Vec<ByteRange> {
     let (mut parts, mut at) = (Vec::new(), whole.start());
-    // In order of offset.
-    for range in lost.iter().filter(|lost| lost.overlaps(whole)) {
+    // In order of offset, without overlaps: those before and after it are not looked at.
+    let first = lost.partition_point(|lost| lost.end() <= whole.start());
+    for range in lost[first..].iter().take_while(|lost| lost.start() < whole.end()) {
         parts.push(ByteRange::new(at, range.start().max(at)));
         at = range.end();
     }
@@ -91,6 +92,8 @@ mod tests {
         assert_eq!(parts(range(0, 100), &[]), [range(0, 100)]);
         assert_eq!(parts(range(0, 100), &lost), [range(10, 40), range(50, 90)]);
         assert_eq!(parts(range(45, 95), &lost), [range(50, 90)]);
+        assert_eq!(parts(range(10, 40), &lost), [range(10, 40)]);
+        assert!(parts(range(92, 95), &lost).is_empty());
         assert!(parts(range(0, 0), &lost).is_empty());
     }
 }
