@@ -23,8 +23,8 @@ use crate::direct::Direct;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum PastCache {
-    /// By `O_DIRECT`: each read is one of the device below. Where the file system serves it from the cache all
-    /// the same, as with [`Dropped`](Self::Dropped).
+    /// By `O_DIRECT`: each read is one of the device below. Where the file system serves it from the cache,
+    /// as with [`Dropped`](Self::Dropped).
     Direct,
     /// The cached pages of the file are dropped after each flush: a read of what was flushed is one of the
     /// device below, unless the kernel has kept a page.

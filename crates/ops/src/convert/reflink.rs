@@ -13,8 +13,8 @@ impl Convert {
     /// Whether the target shares blocks with the source's files. Zeros that were written are then shared as
     /// they are: a caller to whom the shortest run of them matters says [`Reflink::Never`]. Default:
     /// [`Reflink::Auto`], which shares nothing with a target that is to be preallocated, nor with
-    /// [`Verify::Hash`](super::Verify::Hash) and [`Verify::Readback`](super::Verify::Readback), which see only
-    /// what is copied. [`Reflink::Always`] is refused with these two.
+    /// [`Verify::Hash`](super::Verify::Hash) and [`Verify::Readback`](super::Verify::Readback), which see
+    /// only what is copied. [`Reflink::Always`] is refused with these two.
     #[must_use]
     pub fn reflink(mut self, reflink: Reflink) -> Self {
         self.reflink = reflink;

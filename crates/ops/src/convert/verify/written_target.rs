@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(target.pending.lock().writes.len(), 10);
     }
 
-    /// A disk of zeros that has no map of them, as a block device; it counts what is read since the last flush.
+    /// A disk of zeros without a map of them, as a block device; it counts what is read.
     #[derive(Debug, Default)]
     struct Unmapped {
         flushes: AtomicU64,
