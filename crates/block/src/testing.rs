@@ -10,7 +10,7 @@
 //! | [`Rng`] | random numbers of a seed, for all random tests |
 //! | [`locks_taken`] | the mutexes that a call takes |
 //!
-//! They keep the contracts of [`Storage`](crate::Storage) and [`BlockDevice`](crate::BlockDevice) to the
+//! They keep the contracts of [`Storage`] and [`BlockDevice`](crate::BlockDevice) to the
 //! letter, so that a test that passes on them says something. Contents are sparse: a disk of 8 TiB with a few
 //! runs in it is small.
 
