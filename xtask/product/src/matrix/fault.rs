@@ -52,9 +52,7 @@ pub(super) const FAULTS: [Fault; 15] = [
         how_to_see_it: "create -o compat=0.10 a.qcow2 1M; rebase -b other.qcow2 -F qcow2 a.qcow2; map a.qcow2",
         kinds: &[Kind::Disk],
         shows: |shape, operation, _| {
-            let onto = |words| does(operation, words);
-            let rebases = onto("qcow2 -b other.qcow2") || onto("qcow2 -c -b other.qcow2");
-            !shape.v3() && !shape.has_backing() && rebases
+            !shape.v3() && !shape.has_backing() && does(operation, "rebase -q -f qcow2 -b other.qcow2")
         },
     },
     Fault {

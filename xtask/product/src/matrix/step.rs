@@ -72,7 +72,7 @@ const REQUESTS: [Operation; 12] = [
 ];
 
 /// Single commands.
-const COMMANDS: [Operation; 57] = commands! {
+const COMMANDS: [Operation; 55] = commands! {
     "resize -q -f qcow2 image.qcow2 +1M"
     "resize -q -f qcow2 image.qcow2 +512"
     "resize -q -f qcow2 --preallocation=metadata image.qcow2 +200k"
@@ -105,8 +105,6 @@ const COMMANDS: [Operation; 57] = commands! {
     "commit -q -f qcow2 -b base.qcow2 image.qcow2"
     "rebase -q -f qcow2 -b other.qcow2 -F qcow2 image.qcow2"
     "rebase -q -f qcow2 -b '' image.qcow2"
-    "rebase -q -f qcow2 -c -b other.qcow2 -F qcow2 image.qcow2"
-    "rebase -q -f qcow2 -c -b '' image.qcow2"
     "rebase -q -f qcow2 -u -b other.qcow2 -F qcow2 image.qcow2"
     "rebase -q -f qcow2 -u -b '' image.qcow2"
     "amend -q -f qcow2 -o compat=0.10 image.qcow2"
