@@ -131,8 +131,8 @@ fn one_table_by_accident(refcount_bits: u32) -> RawImage {
     image
 }
 
-/// How many clusters the L2 tables of the first two L1 entries both map, with a flag that calls one of them the
-/// owner.
+/// How many clusters the L2 tables of the first two L1 entries both map, with a flag that calls one of them
+/// the owner.
 fn owned_by_two(image: &RawImage) -> usize {
     let [first, second] = [0, 1].map(|index| image.get(image.l1_at(index)) & OFFSET);
     let entries = (0..CLUSTER).step_by(8).map(|at| [first, second].map(|table| image.get(table + at)));
