@@ -15,9 +15,11 @@ pub(crate) struct ReflinkArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum When {
-    /// what can be shared is; with -S, or a target that is to be preallocated, nothing is
+    /// what can be shared is; with -S, --verify=hash or readback, or a target that is to be
+    /// preallocated, nothing is
     Auto,
-    /// what can be shared is; a target that can share nothing at all is refused; not with -S
+    /// what can be shared is; a target that can share nothing at all is refused; not with -S, nor with
+    /// --verify=hash or readback
     Always,
     /// nothing is shared
     Never,
