@@ -11,7 +11,7 @@ use std::sync::Arc;
 use blockmirror_block::zero::is_zero;
 use blockmirror_block::{ByteRange, Error as BlockError, ErrorKind, Storage};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::format::refcount::RefcountWidth;
 use crate::image::{OpenOptions, Qcow2};
@@ -71,6 +71,8 @@ impl CutShort {
             Ok(image) if may_reach || image.lacks_part_of_table(file_len) => {
                 image.look_past_end(file_len, 0, MOST_ENTRIES)
             }
+            // A storage that fails says nothing of the image.
+            Err(Error::Storage(error)) if error.kind() != ErrorKind::Corrupt => Err(error.into()),
             // Not even the L1 table is there.
             Err(_) if may_reach => {
                 Ok(Some(Self { file_len, first: 0, missing: header.virtual_size, complete: true }))
@@ -249,10 +251,14 @@ impl Qcow2 {
                 continue;
             }
             let from = at;
-            // Damage of another kind shows where it is met.
-            let Ok(runs) = runs else {
-                at = listed;
-                continue;
+            let runs = match runs {
+                Ok(runs) => runs,
+                // Damage of another kind shows where it is met.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    at = listed;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             };
             for run in runs {
                 match run.mapping {

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use crate::common::{qemu_check_finds_no_corruption, word};
 use crate::hostile::counted::Counted;
-use blockmirror_block::testing::{MemoryStorage, RecordingStorage};
+use blockmirror_block::testing::{Fault, FaultStorage, Faults, MemoryStorage, OpKind, RecordingStorage};
 use blockmirror_block::{BlockDevice, ByteRange, ErrorKind, Storage, WriteFlags, ZeroFlags};
-use blockmirror_qcow2::{CreateOptions, Error, OpenOptions, Qcow2, Result};
+use blockmirror_qcow2::{CreateOptions, CutShort, Error, Header, OpenOptions, Qcow2, Result};
 
 const CLUSTER: u64 = 65_536;
 /// Entries of one L2 table, and of the refcount block.
@@ -116,6 +116,40 @@ fn a_large_image_that_lacks_a_table_is_not_written() {
     let refused = open(&storage).unwrap_err();
     assert!(matches!(&refused, Error::Storage(e) if e.kind() == ErrorKind::CutShort), "{refused}");
     assert_eq!(storage.len().unwrap(), END);
+}
+
+/// A storage whose reads fail looked like a file that was cut short: `info` said so of a sound image. And a
+/// table that could not be read was passed over: what lies past the end by it was not missing.
+#[test]
+fn a_storage_that_fails_was_not_cut_short() {
+    let storage = MemoryStorage::new();
+    CreateOptions::new(1 << 30).create(&storage, None).unwrap();
+    let storage = Arc::new(storage);
+    open(&storage).unwrap().write_at(&[7; 200_000], 0, WriteFlags::FUA).unwrap();
+    let whole = storage.len().unwrap();
+    for len in [whole, whole - CLUSTER] {
+        storage.set_len(len).unwrap();
+        let header = Header::read(&*storage).unwrap();
+        let missing = CutShort::find(storage.clone(), &header).unwrap().map(|cut| cut.missing);
+        assert_eq!(missing, (len < whole).then_some(CLUSTER));
+        let mut failed = 0;
+        loop {
+            let faults = Faults::new();
+            faults.inject(Fault::on(OpKind::Read).after(failed).with(ErrorKind::Io));
+            let faulty = Arc::new(FaultStorage::new(storage.clone(), faults.clone()));
+            let found = CutShort::find(faulty, &header);
+            if faults.failed() == 0 {
+                break;
+            }
+            assert!(
+                matches!(&found, Err(Error::Storage(e)) if e.kind() == ErrorKind::Io),
+                "{failed}: {found:?}"
+            );
+            failed += 1;
+        }
+        // Refcounts alone where all is there; else header, L1 table and L2 table too.
+        assert!(failed >= if len < whole { 5 } else { 2 }, "{failed}");
+    }
 }
 
 /// The last cluster that the first refcount block counts.
