@@ -29,6 +29,20 @@ pub enum Error {
         /// The version.
         version: u32,
     },
+    /// The log of something else: a copy, where a live job's was asked for, or the other way round.
+    #[error("{name}: it is a log of kind {kind}, which is of no use here")]
+    OtherKind {
+        /// The storage.
+        name: String,
+        /// The kind: 1 a copy, 2 a live job.
+        kind: u32,
+    },
+    /// The log has [ended](crate::ActivityLog::end).
+    #[error("{name}: the log has ended")]
+    Ended {
+        /// The storage.
+        name: String,
+    },
     /// A part that must be whole is not.
     #[error("{name}: the checkpoint is damaged: {what}")]
     Damaged {

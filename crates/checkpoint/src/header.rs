@@ -12,8 +12,10 @@ use crate::identity::MAX_IDENTITY;
 /// The first bytes of a header. As in PNG, a transfer that changes line ends breaks them.
 const MAGIC: [u8; 8] = *b"BMCKPT\r\n";
 const VERSION: u32 = 1;
-/// The only kind so far: a marked region has been copied.
-const KIND_COPY: u32 = 1;
+/// A marked region has been copied.
+pub(crate) const KIND_COPY: u32 = 1;
+/// A marked region may differ: the log of a live job.
+pub(crate) const KIND_LIVE: u32 = 2;
 /// Bytes of a header, a sector, which the disk writes whole.
 const HEADER: usize = 512;
 /// What lies in a block of its own: a write of one does not touch the next.
@@ -40,6 +42,8 @@ pub fn region_size(len: u64, unit: u64) -> u64 {
 /// The fields of a header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
+    /// What a mark means.
+    pub(crate) kind: u32,
     /// Random: what an earlier log left in the same storage is no part of this one.
     pub(crate) id: [u8; 16],
     /// Snapshots that were taken; its lowest bit is the number of the area in use, and of the header.
@@ -101,7 +105,7 @@ impl Header {
         };
         put(&MAGIC);
         put(&VERSION.to_be_bytes());
-        put(&KIND_COPY.to_be_bytes());
+        put(&self.kind.to_be_bytes());
         put(&self.id);
         put(&self.generation.to_be_bytes());
         put(&self.len.to_be_bytes());
@@ -121,10 +125,11 @@ impl Header {
         if bytes[..8] != MAGIC || crc32c(&[&bytes[..HEADER - 4]]) != u32_at(HEADER - 4) {
             return None;
         }
-        if (u32_at(8), u32_at(12)) != (VERSION, KIND_COPY) {
+        if u32_at(8) != VERSION {
             return Some(Err(u32_at(8)));
         }
         Some(Ok(Self {
+            kind: u32_at(12),
             id: *bytes[16..].first_chunk()?,
             generation: u64_at(32),
             len: u64_at(40),
@@ -144,20 +149,26 @@ impl Header {
         Ok(storage.write_at(&self.to_bytes(), (self.generation & 1) * BLOCK)?)
     }
 
-    /// Reads the header that counts.
-    pub(crate) fn read(storage: &dyn Storage) -> Result<Self, Error> {
+    /// Reads the header that counts, of a log of this `kind`.
+    pub(crate) fn read(storage: &dyn Storage, kind: u32) -> Result<Self, Error> {
         let name = || storage.name().to_owned();
         let mut found = None;
+        let mut generations = [None, None];
+        let mut unreadable = false;
         for slot in [0, 1] {
             let mut bytes = [0; HEADER];
             storage.read_at(&mut bytes, slot * BLOCK)?;
             match Self::parse(&bytes) {
-                None => {}
+                None => unreadable |= bytes != [0; HEADER],
                 Some(Err(version)) => return Err(Error::Version { name: name(), version }),
+                Some(Ok(header)) if header.kind != kind => {
+                    return Err(Error::OtherKind { name: name(), kind: header.kind });
+                }
                 Some(Ok(header)) if header.generation & 1 != slot => {
                     return Err(Error::Damaged { name: name(), what: "a header is in the other's place" });
                 }
                 Some(Ok(header)) => {
+                    generations[slot as usize] = Some(header.generation);
                     found =
                         found.filter(|other: &Self| other.generation > header.generation).or(Some(header));
                 }
@@ -171,9 +182,17 @@ impl Header {
                 false => Error::NoCheckpoint { name: name() },
             });
         };
-        match header.is_possible() {
-            true => Ok(header),
-            false => Err(Error::Damaged { name: name(), what: "the header's figures make no sense" }),
+        if !header.is_possible() {
+            return Err(Error::Damaged { name: name(), what: "the header's figures make no sense" });
         }
+        // Of a copy an older header says less than is so, of a live job it would say more. A disk writes a
+        // header whole, or not.
+        let before = header.generation.checked_sub(1);
+        if kind == KIND_LIVE
+            && (unreadable || before.is_some_and(|before| !generations.contains(&Some(before))))
+        {
+            return Err(Error::Damaged { name: name(), what: "a header" });
+        }
+        Ok(header)
     }
 }

@@ -1,9 +1,13 @@
-//! A crash-safe log of the regions of a disk that a copy has finished.
+//! Crash-safe logs of regions of a disk: those that a copy has finished, or those that a live job may lack.
 //!
 //! A [`Checkpoint`] divides a disk into regions and keeps, on a [`Storage`](blockmirror_block::Storage),
 //! which of them are marked. A copy marks a region once a flush of its target covers it; after a crash
 //! [`Checkpoint::open`] says what need not be copied again. The [`Identity`] in the file says what is
 //! copied, so that a log is not used for another disk.
+//!
+//! An [`ActivityLog`] has the same format and the opposite meaning: a marked region may differ. A job that
+//! mirrors a disk which is written meanwhile marks a region before the first write to it and clears it when
+//! both disks have it durably.
 //!
 //! ```text
 //!   +----------+----------+----------+-----------------------------+----------------------------+
@@ -37,6 +41,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activity;
 mod crc;
 mod error;
 mod header;
@@ -44,6 +49,7 @@ mod identity;
 mod log;
 mod record;
 
+pub use activity::ActivityLog;
 pub use error::Error;
 pub use header::{MAX_REGIONS, region_size};
 pub use identity::{Identity, MAX_IDENTITY};

@@ -13,7 +13,7 @@ use blockmirror_block::{self as block, ByteRange, ErrorKind, Storage};
 
 use crate::crc::crc32c;
 use crate::error::Error;
-use crate::header::Header;
+use crate::header::{Header, KIND_COPY};
 use crate::identity::{Identity, MAX_IDENTITY};
 use crate::record::{self, Replayed};
 
@@ -64,7 +64,8 @@ impl Checkpoint {
             _ => return Err(too_large("an identity of more than 1 MiB")),
         };
         let identity_crc = crc32c(&[text.as_bytes()]);
-        let header = Header { id: random(), generation: 0, len, region, identity_len, identity_crc };
+        let (kind, id) = (KIND_COPY, random());
+        let header = Header { kind, id, generation: 0, len, region, identity_len, identity_crc };
         if !header.is_possible() {
             return Err(too_large("such regions"));
         }
@@ -93,7 +94,7 @@ impl Checkpoint {
     /// [`Error::Damaged`], [`Error::Version`], [`Error::Storage`].
     pub fn open(storage: Arc<dyn Storage>) -> Result<Self, Error> {
         let damaged = |what| Error::Damaged { name: storage.name().to_owned(), what };
-        let header = Header::read(&*storage)?;
+        let header = Header::read(&*storage, KIND_COPY)?;
         let mut text = vec![0; header.identity_len as usize];
         storage.read_at(&mut text, Header::identity_at())?;
         let identity = (crc32c(&[&text]) == header.identity_crc).then(|| Identity::parse(&text));
@@ -234,7 +235,7 @@ impl Checkpoint {
 }
 
 /// Bytes that no other log has.
-fn random() -> [u8; 16] {
+pub(crate) fn random() -> [u8; 16] {
     let mut id = [0; 16];
     for half in id.chunks_mut(8) {
         half.copy_from_slice(&RandomState::new().hash_one(std::process::id()).to_be_bytes());

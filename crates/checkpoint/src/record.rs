@@ -13,14 +13,14 @@ use crate::header::Header;
 /// Bytes before the payload.
 pub(crate) const HEAD: usize = 24;
 /// The bitmap of all regions; the first record of an area, and no other.
-const SNAPSHOT: u32 = 1;
+pub(crate) const SNAPSHOT: u32 = 1;
 /// Runs of regions that are marked.
-const MARKS: u32 = 2;
+pub(crate) const MARKS: u32 = 2;
 /// Bytes of a run.
-const RUN: usize = 8;
+pub(crate) const RUN: usize = 8;
 
 /// A record as bytes.
-fn record(header: &Header, kind: u32, sequence: u64, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn record(header: &Header, kind: u32, sequence: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 4];
     bytes.extend_from_slice(&kind.to_be_bytes());
     bytes.extend_from_slice(&sequence.to_be_bytes());
@@ -96,7 +96,7 @@ pub(crate) fn replay(header: &Header, area: &[u8]) -> Option<Replayed> {
 }
 
 /// The kind and the payload of the record at the start of `bytes`, if it is valid and has this number.
-fn valid_record<'a>(header: &Header, bytes: &'a [u8], sequence: u64) -> Option<(u32, &'a [u8])> {
+pub(crate) fn valid_record<'a>(header: &Header, bytes: &'a [u8], sequence: u64) -> Option<(u32, &'a [u8])> {
     let head = bytes.get(..HEAD)?;
     let kind = u32::from_be_bytes(*head[4..].first_chunk()?);
     let number = u64::from_be_bytes(*head[8..].first_chunk()?);

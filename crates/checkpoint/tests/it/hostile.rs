@@ -83,7 +83,10 @@ fn figures_beyond_the_format_are_refused_and_allocate_nothing() {
         assert!(matches!(found, Err(Error::Damaged { .. })), "{at} {field:?}: {found:?}");
     }
     assert!(matches!(open(&with_field(8, &2_u32.to_be_bytes())), Err(Error::Version { version: 2, .. })));
-    assert!(matches!(open(&with_field(12, &2_u32.to_be_bytes())), Err(Error::Version { .. })));
+    for kind in [0, 2, 3] {
+        let found = open(&with_field(12, &u32::to_be_bytes(kind)));
+        assert!(matches!(found, Err(Error::OtherKind { .. })), "{found:?}");
+    }
 }
 
 #[test]
