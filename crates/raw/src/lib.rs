@@ -27,6 +27,6 @@ mod magic;
 mod part;
 mod raw;
 
-pub use magic::foreign_format;
+pub use magic::{foreign_format, foreign_formats};
 pub use part::{Part, StoragePart};
 pub use raw::{Raw, RawOptions, SECTOR};

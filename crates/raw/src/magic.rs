@@ -24,10 +24,26 @@ const MAGICS: [(usize, &[u8], &str); 13] = [
 
 /// The format that probing would detect in a disk with this first sector, if it is not raw.
 pub fn foreign_format(sector: &[u8]) -> Option<&'static str> {
-    MAGICS
+    foreign_formats(sector).next()
+}
+
+/// All formats whose magic this first sector has; programs that look for them in another order detect
+/// another one.
+pub fn foreign_formats(sector: &[u8]) -> impl Iterator<Item = &'static str> {
+    let matches = MAGICS
         .iter()
-        .find(|(at, magic, _)| sector.get(*at..).is_some_and(|rest| rest.starts_with(magic)))
-        .map(|(_, _, format)| *format)
+        .filter(move |(at, magic, _)| sector.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
+    let by_text = is_vmdk_descriptor(sector).then_some("vmdk");
+    matches.map(|(_, _, format)| *format).chain(by_text)
+}
+
+/// Whether probing takes `sector` for the text that describes a VMDK image, and that names its files: lines
+/// of comments and of spaces, and then a version. QEMU asks for no other beginning of it.
+fn is_vmdk_descriptor(sector: &[u8]) -> bool {
+    let is_passed_over = |line: &[u8]| line.starts_with(b"#") || line.trim_ascii().is_empty();
+    let mut lines = sector[..sector.len().min(512)].split(|byte| *byte == b'\n');
+    let version = lines.find(|line| !is_passed_over(line)).and_then(|line| line.strip_prefix(b"version="));
+    matches!(version.map(<[u8]>::trim_ascii_end), Some([b'1'..=b'3']))
 }
 
 #[cfg(test)]
@@ -50,5 +66,29 @@ mod tests {
             sector[at..at + magic.len()].copy_from_slice(magic);
             assert_eq!(foreign_format(&sector), Some(format));
         }
+    }
+
+    /// QEMU's probing does not need the line `# Disk DescriptorFile`: a disk whose guest left it out was
+    /// raw here, and there an image with files of the host's as its extents.
+    #[test]
+    fn a_vmdk_descriptor_needs_no_heading() {
+        for text in ["version=1\n", "# x\n  \n#\nversion=2\r\nCID=1\n", " \r\nversion=3\n"] {
+            assert_eq!(foreign_format(text.as_bytes()), Some("vmdk"), "{text:?}");
+        }
+        for text in ["version=4\n", " version=1\n", "a\nversion=1\n", "version=11\n", "# version=1\n", "#"] {
+            assert_eq!(foreign_format(text.as_bytes()), None, "{text:?}");
+        }
+        let late = [&b"#"[..], &[b'x'; 511], b"\nversion=1\n"].concat();
+        assert_eq!(foreign_format(&late), None);
+        assert_eq!(foreign_formats(b"# Disk DescriptorFile\nversion=1\n").collect::<Vec<_>>(), ["vmdk"; 2]);
+    }
+
+    #[test]
+    fn a_sector_of_two_formats_is_both() {
+        let mut sector = [0; 512];
+        sector[..4].copy_from_slice(b"QFI\xfb");
+        sector[0x40..0x44].copy_from_slice(&[0x7f, 0x10, 0xda, 0xbe]);
+        assert_eq!(foreign_formats(&sector).collect::<Vec<_>>(), ["qcow2", "vdi"]);
+        assert_eq!(foreign_format(&sector), Some("qcow2"));
     }
 }
