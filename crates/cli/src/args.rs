@@ -12,6 +12,7 @@ mod common;
 mod copy;
 mod ctl;
 mod daemon;
+mod inspect;
 mod look;
 mod reflink;
 mod snapshot;
@@ -28,6 +29,7 @@ use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
+use inspect::INSPECT_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, HASH_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
 use snapshot::SNAPSHOT_EXAMPLES;
 
@@ -40,6 +42,7 @@ pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, 
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
+pub(crate) use inspect::InspectArgs;
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
@@ -55,6 +58,7 @@ Exit codes:
     2  usage error, nothing was touched (compare: the images could not be compared)
     3  copied, except for failed ranges, which are listed (`ignore`, --salvage; qemu-img: 0)
        check: 0 no errors, 1 not checked, 2 corrupt, 3 leaks only, 63 nothing to check (raw)
+    4  refused (inspect: what was found is listed)
     5  copied, but the target differs from the source (--verify): it is kept, the ranges are listed
     6  ended by a signal; what is copied is kept, and the same command goes on there
   141  the reader closed standard output (a copy continues)
@@ -108,6 +112,9 @@ pub(crate) enum Command {
     /// Show an image's metadata; opens that one file only
     #[command(after_help = INFO_EXAMPLES)]
     Info(InfoArgs),
+    /// Judge an image from a stranger before it is used; opens that one file only
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
     /// Show which parts of an image hold data, and where
     #[command(after_help = MAP_EXAMPLES)]
     Map(MapArgs),
@@ -183,6 +190,7 @@ mod tests {
             Exit::NotRead,
             Exit::NotMapped,
             Exit::Incomplete,
+            Exit::Refused,
             Exit::Mismatch,
             Exit::Resumable,
             Exit::Corrupt,
@@ -194,7 +202,7 @@ mod tests {
             // A new one needs a place in the list above.
             match exit {
                 Exit::Done | Exit::Failed | Exit::Usage | Exit::NotCompared | Exit::NotRead => {}
-                Exit::NotMapped | Exit::Incomplete => {}
+                Exit::NotMapped | Exit::Incomplete | Exit::Refused => {}
                 Exit::Mismatch
                 | Exit::Resumable
                 | Exit::Corrupt
@@ -236,6 +244,7 @@ mod tests {
             "file size format options backing backing_format allow_backing lock no_look in_place atomic force clean quiet",
         ),
         ("info", "file format backing_chain ACCESS output"),
+        ("inspect", "file format allow output"),
         ("map", "file format start_offset max_length ACCESS output"),
         ("measure", "file size source_format snapshot target_format target_options ACCESS output"),
         (

@@ -29,6 +29,8 @@ pub(crate) enum Exit {
     NotMapped,
     /// Done, except for ranges that were given up.
     Incomplete,
+    /// Of `inspect`: something was found that is not allowed.
+    Refused,
     /// Copied, and the target is not equal to the source.
     Mismatch,
     /// Of `check`: the image is corrupt.
@@ -52,6 +54,7 @@ impl Exit {
             Self::Failed => 1,
             Self::Usage | Self::NotCompared | Self::NotRead | Self::NotMapped | Self::Corrupt => 2,
             Self::Incomplete | Self::Leaks => 3,
+            Self::Refused => 4,
             Self::Mismatch => 5,
             Self::Resumable => 6,
             Self::NoChecks => 63,

@@ -82,7 +82,7 @@ fn human(info: &ImageInfo) -> String {
     out
 }
 
-fn exact(bytes: u64) -> String {
+pub(crate) fn exact(bytes: u64) -> String {
     format!("{} ({bytes} bytes)", human_size(bytes))
 }
 

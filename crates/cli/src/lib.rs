@@ -9,6 +9,7 @@
 //! | `dd` | copy a part of an image |
 //! | `bench` | measure how fast an image is read or written |
 //! | `info`, `map`, `compare` | look into images |
+//! | `inspect` | judge an image from a stranger before it is given to any other program |
 //! | `measure` | tell how long the file of a new image becomes |
 //! | `bitmap` | change persistent bitmaps of a qcow2 image |
 //! | `snapshot` | list, take, apply and delete internal snapshots |
@@ -54,6 +55,7 @@ mod dd;
 mod failure;
 mod hash;
 mod info;
+mod inspect;
 mod interrupt;
 mod json;
 mod lock_policy;
@@ -163,6 +165,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Convert(args) => copy::convert(console, &args),
         Command::Create(args) => create::run(console, &args),
         Command::Info(args) => info::run(console, &args),
+        Command::Inspect(args) => inspect::run(console, &args),
         Command::Map(args) => map::run(console, &args),
         Command::Measure(args) => measure::run(console, &args),
         Command::Check(args) => check::run(console, &args),

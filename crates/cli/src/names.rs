@@ -25,6 +25,7 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             let options = args.access.image_opts;
             image(&mut args.file, &mut args.node, &mut args.format, options, "-f")
         }
+        Command::Inspect(args) => image(&mut args.file, &mut args.node, &mut args.format, false, "-f"),
         Command::Map(args) => {
             let options = args.access.image_opts;
             image(&mut args.file, &mut args.node, &mut args.format, options, "-f")

@@ -77,7 +77,7 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    fn of(protocol: &ProtocolLayer) -> Self {
+    pub(crate) fn of(protocol: &ProtocolLayer) -> Self {
         match protocol {
             ProtocolLayer::File(file) if file.is_block_device() => Self::BlockDevice,
             ProtocolLayer::File(_) => Self::Regular,

@@ -8,6 +8,7 @@
 //! | replace a file by bytes of one's own | [`Target::prepare`], [`Target::persist`] |
 //! | make policies from what a user allows | [`AllowedReferences`] |
 //! | describe one without opening anything else | [`ImageInfo::read`] |
+//! | judge one from a stranger without opening anything else | [`Inspection::read`] |
 //! | list what lies where | [`map()`] |
 //! | tell how long the file of a new image becomes | [`Measurement`] |
 //! | find what is wrong with one, and mend it | [`check()`], [`repair()`] |
@@ -56,6 +57,7 @@ mod disk_image;
 mod error;
 mod format;
 mod info;
+mod inspect;
 mod kept;
 mod map;
 mod measure;
@@ -102,6 +104,7 @@ pub use format::{BackingFormat, Detected, Format, PROBE_LEN, UnknownFormat, dete
 pub use info::{
     BITMAPS_BEFORE, BackingInfo, FileInfo, FileKind, ImageInfo, Qcow2Info, qcow2_fields, read_chain,
 };
+pub use inspect::{FindingKind, InspectFinding, Inspection, MAX_INSPECTED_SIZE, UnknownFinding};
 pub use kept::Kept;
 pub use map::{MapRow, map};
 pub use measure::Measurement;

@@ -210,6 +210,7 @@ fn help() {
             "convert --help",
             "create --help",
             "info --help",
+            "inspect --help",
             "map --help",
             "measure --help",
             "check --help",

@@ -11,6 +11,7 @@ mod ctl_watch;
 mod daemon_kill;
 mod dd;
 mod hash;
+mod inspect;
 mod kill;
 mod log;
 mod measure;

@@ -237,6 +237,35 @@ struct CutShort {
     complete: Option<bool>,
 }
 
+/// `inspect`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Inspected {
+    filename: String,
+    /// The format that was given, else the one that was detected.
+    format: String,
+    file_length: u64,
+    /// What the disk begins with: `gpt`, `mbr`, `iso`, `luks`.
+    contents: Vec<String>,
+    snapshots: u64,
+    bitmaps: u64,
+    findings: Vec<Found>,
+    /// `accepted` or `refused`.
+    verdict: String,
+    /// Bytes of the disk, if known.
+    virtual_size: Option<u64>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Found {
+    /// One of the names that `inspect --help` lists.
+    kind: String,
+    message: String,
+    /// Whether `--allow` names it.
+    allowed: bool,
+}
+
 /// A failure under `--output=json`: one line of the standard error.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -263,6 +292,7 @@ fn the_schemas_are_those_of_the_documentation() {
         ("checked", schema_for!(Checked)),
         ("mapped", schema_for!(Vec<Mapped>)),
         ("info", schema_for!(Info)),
+        ("inspected", schema_for!(Inspected)),
         ("failed", schema_for!(Failed)),
     ];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemas");
@@ -311,6 +341,8 @@ fn each_output_has_the_members_of_its_schema_and_no_other() {
     assert!(info.format_specific.is_none());
     let chain: Vec<Info> = read(&place, "info --output=json --backing-chain @top");
     assert!(chain[0].snapshots.is_some() && chain[0].backing_filename.is_some());
+    let inspected: Inspected = read(&place, "inspect --output=json @top");
+    assert_eq!((inspected.findings.len(), inspected.virtual_size), (1, Some(200_192)));
     place.ours_ok("create -q -f qcow2 -o data_file=data,data_file_raw=on @external 1M");
     let info: Info = read(&place, "info --output=json @external");
     assert!(info.format_specific.is_some_and(|specific| specific.data.data_file.is_some()));

@@ -4,3 +4,4 @@ mod chain;
 mod compare;
 mod create;
 mod in_place;
+mod inspect;
