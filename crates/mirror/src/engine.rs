@@ -6,6 +6,7 @@
 
 mod log;
 mod observer;
+mod region_log;
 mod workers;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use blockmirror_block::cancel::CancelSource;
 use blockmirror_block::sync::{Condvar, Instant, Mutex, MutexGuard};
-use blockmirror_block::{BlockDevice, ByteRange, Geometry};
+use blockmirror_block::{BlockDevice, Geometry};
 
 use crate::batch::Batch;
 use crate::checkpoint::CheckpointSink;
@@ -27,7 +28,8 @@ use crate::notify::Notify;
 use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::reflink::Clones;
-use crate::scan::{Failure, TargetContent};
+use crate::region_log::WriteLog;
+use crate::scan::TargetContent;
 use crate::tap::Tap;
 use workers::Workers;
 pub(crate) use workers::most_by_default;
@@ -85,6 +87,8 @@ pub(crate) struct TapAttachment {
     pub(crate) renews_bitmap: bool,
     /// The group that the job ends with.
     pub(crate) notify: Option<Arc<Notify>>,
+    /// The log that guest writes are marked in and the job clears; the tap's own.
+    pub(crate) log: Weak<WriteLog>,
 }
 
 impl JobDisks {
@@ -254,6 +258,7 @@ impl Engine {
         if let Some(attachment) = &self.attachment
             && let Some(tap) = attachment.tap.upgrade()
         {
+            self.end_log(ending);
             tap.end(attachment.session, ending, target);
         }
     }
@@ -346,7 +351,7 @@ impl Engine {
     fn run(self: &Arc<Self>) {
         let Some(JobDisks { source, target, cow, .. }) = self.disks() else { return };
         let mover = Mover::new(&*source, &*target, cow.as_deref(), self.policy);
-        let mut mover = mover.sharing(self.clones.as_ref());
+        let mut mover = mover.sharing(self.clones.as_ref()).flushing_source(self.write_log().is_some());
         let mut batch = Batch::default();
         let mut state = self.state.lock();
         loop {
@@ -360,7 +365,7 @@ impl Engine {
                     {
                         batch.actions.push(action);
                     }
-                    let missing = self.missing_at_flush(&state.core, &batch);
+                    let at_flush = self.flush_begins(&state.core, &batch);
                     self.wake_waiters(&mut state);
                     let (others_wait, left) = (state.idle > 0, state.core.left());
                     drop(state);
@@ -370,7 +375,7 @@ impl Engine {
                         self.start_another(left);
                     }
                     self.perform(&mut mover, &mut batch, &target);
-                    self.record_checkpoint(missing, &mut batch);
+                    self.flush_ended(at_flush, &mut batch);
                     state = self.state.lock();
                     let ended = self.started.elapsed();
                     batch.record(ended.saturating_sub(now));
@@ -395,23 +400,6 @@ impl Engine {
                     return;
                 }
             }
-        }
-    }
-
-    /// If `batch` is a periodic flush that a checkpoint follows: what the target does not have as it begins.
-    fn missing_at_flush(&self, core: &Core, batch: &Batch) -> Option<Vec<ByteRange>> {
-        let flush = matches!(&*batch.actions, [action] if action.work == Work::PeriodicFlush);
-        (flush && self.checkpoints.is_some()).then(|| core.not_copied())
-    }
-
-    /// After the flush in `batch`: what was not `missing` when it began is durable. Without the lock.
-    fn record_checkpoint(&self, missing: Option<Vec<ByteRange>>, batch: &mut Batch) {
-        if let Some((missing, sink)) = missing.zip(self.checkpoints.as_ref())
-            && let [result @ Ok(Ok(_))] = &mut *batch.results
-        {
-            let record = AssertUnwindSafe(|| sink.record(&missing));
-            *result = panic::catch_unwind(record)
-                .map(|recorded| recorded.map(|()| Done::Flushed).map_err(Failure::at_target));
         }
     }
 
@@ -460,6 +448,7 @@ impl Engine {
         if state.guests_waiting > 0 {
             self.guests.notify_all();
         }
+        self.limit_log(&state.core);
         if state.core.has_events() {
             self.events.notify_all();
         }

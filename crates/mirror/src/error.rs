@@ -1,5 +1,7 @@
 //! Why a job did not start, or did not end well.
 
+use std::sync::Arc;
+
 use blockmirror_block::{self as block, BlockDevice};
 
 use crate::granularity::GranularityError;
@@ -137,6 +139,26 @@ pub enum Error {
     /// The target failed, and the policy was to report it.
     #[error("cannot write the target: {0}")]
     Target(block::Error),
+    /// The log of the job ([`LiveLog`](crate::LiveLog)) failed.
+    #[error("cannot write the log: {0}")]
+    Log(Arc<block::Error>),
+    /// The disk has another log, which stays with it.
+    #[error("{disk} has the log {log}")]
+    LogAttached {
+        /// The disk's name.
+        disk: String,
+        /// The log's name.
+        log: String,
+    },
+    /// A job with a log copies the whole disk.
+    #[error("a log goes with sync mode full only")]
+    LogSync,
+    /// The log cannot be attached while a write is under way, and one does not end.
+    #[error("{disk}: a write of the guest does not end")]
+    WriteHangs {
+        /// The disk's name.
+        disk: String,
+    },
     /// So many scattered ranges failed under the `ignore` policy that the list of them was full.
     #[error("gave up more than {limit} separate ranges; the last one because: {cause}")]
     TooManyGivenUp {
@@ -182,6 +204,8 @@ pub enum ErrorKind {
     Target,
     /// There is no space left on the disk that failed: in practice the target.
     NoSpace,
+    /// Writing the log of the job failed.
+    Log,
     /// Cancelled on request.
     Cancelled,
     /// Something in the process itself failed.
@@ -209,6 +233,7 @@ impl Error {
         match self {
             Self::Disk(error) | Self::Source(error) | Self::Target(error) => Some(error),
             Self::TooManyGivenUp { cause, .. } => Some(cause),
+            Self::Log(error) => Some(error),
             _ => None,
         }
     }
@@ -230,6 +255,9 @@ impl Error {
             | Self::BitmapExists { .. }
             | Self::BitmapBusy { .. }
             | Self::DiskChanged { .. }
+            | Self::LogAttached { .. }
+            | Self::LogSync
+            | Self::WriteHangs { .. }
             | Self::Disk(_)
             | Self::SharedTarget { .. }
             | Self::Busy { .. } => ErrorKind::InvalidInput,
@@ -237,6 +265,7 @@ impl Error {
                 ErrorKind::NoSpace
             }
             Self::Source(_) => ErrorKind::Source,
+            Self::Log(_) => ErrorKind::Log,
             Self::Target(_) | Self::TooManyGivenUp { .. } => ErrorKind::Target,
             Self::Cancelled | Self::Group { .. } => ErrorKind::Cancelled,
             Self::Thread(_) | Self::Panicked => ErrorKind::Internal,

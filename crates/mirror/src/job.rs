@@ -1,7 +1,7 @@
 //! A job as its user sees it: start, observe, control, wait.
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use blockmirror_block::{BlockDevice, ByteRange};
@@ -187,7 +187,7 @@ impl MirrorControl {
 /// A running mirror job. Dropping it cancels it and waits for its threads.
 ///
 /// ```
-/// use std::sync::Arc;
+/// use std::sync::{Arc, Weak};
 /// use blockmirror_block::testing::MemoryDisk;
 /// use blockmirror_mirror::{MirrorJob, MirrorOptions};
 ///
@@ -381,6 +381,13 @@ impl PreparedJob {
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
+        let log = options.live_log.as_ref().map(|live| tap.attach_log(live)).transpose()?;
+        // What was promised of the target was so before an earlier job wrote to it.
+        let resumed = log.as_ref().is_some_and(|(_, resumed)| *resumed);
+        let options = &match resumed {
+            true => options.clone().target_is_zero(false),
+            false => options.clone(),
+        };
         let through = JobDisks::new(tap.device(), Arc::clone(target), options, granularity.bytes).through();
         let clones = Clones::checked(options, true, &*tap.device(), &*through)?;
         let engine = tap.attach(name, |AttachContext { session, source, bitmap }| {
@@ -392,6 +399,10 @@ impl PreparedJob {
             let geometry = ends.target_geometry();
             let mut config = Config::new(options, granularity.bytes, len, geometry);
             config.live = true;
+            let log = log.map(|(log, _)| log);
+            if let Some((log, live)) = log.as_ref().zip(options.live_log.as_ref()) {
+                config = config.with_log(&log.begin_job(), live.interval)?;
+            }
             let mut core = Core::new(config)?;
             if let Some(bitmap) = bitmap {
                 core.seed(bitmap);
@@ -399,8 +410,9 @@ impl PreparedJob {
             if notify.is_some() {
                 core.join_group();
             }
-            let attachment =
-                TapAttachment { tap: Arc::downgrade(tap), session, renews_bitmap, notify: notify.cloned() };
+            let (tap, notify) = (Arc::downgrade(tap), notify.cloned());
+            let log = log.as_ref().map_or_else(Weak::new, Arc::downgrade);
+            let attachment = TapAttachment { tap, session, renews_bitmap, notify, log };
             let policy = CopyPolicy::new(options, geometry, ends.content(options));
             Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment), None, clones)))
         })?;

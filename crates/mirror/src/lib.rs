@@ -57,6 +57,7 @@ mod progress;
 mod range_map;
 mod range_set;
 mod reflink;
+mod region_log;
 mod scan;
 #[cfg(any(test, feature = "simulate"))]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a schedule that cannot go on is a finding")]
@@ -98,5 +99,6 @@ pub use progress::{
     Convergence, ErrorAction, Event, GivenUp, IoStatus, ModeReason, Operation, Outcome, Progress,
 };
 pub use reflink::check_shared;
+pub use region_log::{DEFAULT_ACTIVE_REGIONS, DEFAULT_LOG_INTERVAL, LiveLog, LogStart, RegionLog};
 pub use state::{JobState, Refused, Verb};
 pub use tap::{Begin, BitmapInfo, BitmapUse, Drained, MAX_BITMAPS, Tap, WriteTicket};

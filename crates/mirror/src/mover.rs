@@ -65,6 +65,8 @@ pub(crate) struct Mover<'a> {
     policy: CopyPolicy,
     /// What is cloned, if anything is.
     clones: Option<&'a Clones>,
+    /// Flushes are of the source, too.
+    flushes_source: bool,
     /// What the source reads at least, as far as it says.
     block: u64,
     buffer: AlignedBuf,
@@ -90,12 +92,27 @@ impl<'a> Mover<'a> {
     ) -> Self {
         let block = u64::from(source.geometry().request_alignment).max(SECTOR);
         let target = cow.map_or(target, |cow| cow as &dyn BlockDevice);
-        Self { source, target, cow, policy, clones: None, block, buffer: AlignedBuf::new(0) }
+        Self {
+            source,
+            target,
+            cow,
+            policy,
+            clones: None,
+            flushes_source: false,
+            block,
+            buffer: AlignedBuf::new(0),
+        }
     }
 
     /// The same, sharing blocks of the target with the source's files as `clones` says.
     pub(crate) fn sharing(mut self, clones: Option<&'a Clones>) -> Self {
         self.clones = clones;
+        self
+    }
+
+    /// The same, with flushes of the source before those of the target if it is said so.
+    pub(crate) fn flushing_source(mut self, flushes_source: bool) -> Self {
+        self.flushes_source = flushes_source;
         self
     }
 
@@ -130,6 +147,9 @@ impl<'a> Mover<'a> {
             // Moves no data: the caller that holds the tap performs it.
             Work::End(_) => Ok(Done::Ended),
             Work::Flush | Work::PeriodicFlush => {
+                if self.flushes_source {
+                    self.source.flush().map_err(Failure::at_source)?;
+                }
                 self.target.flush().map(|()| Done::Flushed).map_err(Failure::at_target)
             }
         }

@@ -11,6 +11,7 @@ use blockmirror_bitmap::DirtyBitmap;
 
 use crate::error::Error;
 use crate::granularity::{GranularityChoice, GranularityReason, check_granularity};
+use crate::region_log::LiveLog;
 
 pub use blockmirror_job::{CopyMode, OnError};
 
@@ -117,6 +118,7 @@ pub struct MirrorOptions {
     pub(crate) latency_budget: Option<Duration>,
     pub(crate) bitmap: Option<(String, BitmapMode)>,
     pub(crate) final_flush_timeout: Duration,
+    pub(crate) live_log: Option<LiveLog>,
     pub(crate) auto_finalize: bool,
     pub(crate) auto_dismiss: bool,
 }
@@ -146,6 +148,7 @@ impl Default for MirrorOptions {
             latency_budget: None,
             bitmap: None,
             final_flush_timeout: DEFAULT_FINAL_FLUSH_TIMEOUT,
+            live_log: None,
             auto_finalize: true,
             auto_dismiss: true,
         }
@@ -373,6 +376,16 @@ impl MirrorOptions {
         self
     }
 
+    /// The log of a job on a tap, with which another job goes on should the process be killed; the sync mode
+    /// is [`SyncMode::Full`] then. From the job's beginning it belongs to the tap, and stays with that when
+    /// the job is over. What an earlier job with the log has written to the target must be there: only what
+    /// the log marks is copied. Default: none.
+    #[must_use]
+    pub fn live_log(mut self, log: impl Into<Option<LiveLog>>) -> Self {
+        self.live_log = log.into();
+        self
+    }
+
     /// Whether a job on a tap ends as soon as it can once its end was asked for; otherwise it waits for
     /// [`MirrorControl::finalize`](crate::MirrorControl::finalize). Default: true.
     #[must_use]
@@ -428,6 +441,9 @@ impl MirrorOptions {
             Err(Error::InvalidOption { option, value, expected: "between 1 and 256" })
         };
         self.sync_bitmap()?;
+        if self.live_log.is_some() && self.sync != SyncMode::Full {
+            return Err(Error::LogSync);
+        }
         if let Some(budget) = self.latency_budget.filter(|&budget| budget < MIN_LATENCY_BUDGET) {
             return Err(Error::InvalidOption {
                 option: "latency-budget",

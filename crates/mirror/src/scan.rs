@@ -116,6 +116,11 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
+    /// A failure of the source.
+    pub(crate) fn at_source(error: block::Error) -> Self {
+        Self { operation: Operation::Read, error }
+    }
+
     /// A failure of the target, unless the operation had to read the source and that failed.
     pub(crate) fn at_target(error: block::Error) -> Self {
         let is_sources = error.cause().is_some_and(|cause| cause.is::<SourceFailed>());

@@ -18,13 +18,14 @@ mod bitmaps;
 pub(crate) mod discard;
 mod drain;
 mod in_flight;
+mod log;
 mod observer;
 mod ticket;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::{Condvar, Mutex};
 use blockmirror_block::{
@@ -33,14 +34,16 @@ use blockmirror_block::{
 
 use crate::error::Error;
 use crate::machine::{Admission, Ending};
+use crate::region_log::WriteLog;
 use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
 use drain::given_up;
 use in_flight::InFlightCounters;
+use log::Entered;
 pub(crate) use observer::WriteObserver;
 pub use ticket::{Begin, WriteTicket};
-use ticket::{OpenWrite, Route};
+use ticket::{EnteredWrite, OpenWrite, Route};
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
@@ -99,6 +102,8 @@ struct State {
     /// Drains that have begun and not ended.
     drains: usize,
     bitmaps: BTreeMap<String, Named>,
+    /// What writes are marked in before they begin.
+    log: Option<Arc<WriteLog>>,
 }
 
 /// A job on the tap.
@@ -112,7 +117,10 @@ struct Session {
 
 impl State {
     fn is_idle(&self) -> bool {
-        self.session.is_none() && self.drains == 0 && !self.bitmaps.values().any(Named::is_enabled)
+        self.session.is_none()
+            && self.drains == 0
+            && self.log.is_none()
+            && !self.bitmaps.values().any(Named::is_enabled)
     }
 
     /// The job on the tap that is not over.
@@ -154,6 +162,7 @@ impl Tap {
                 writes: 0,
                 drains: 0,
                 bitmaps: BTreeMap::new(),
+                log: None,
             }),
             landed: Condvar::new(),
             resumed: Condvar::new(),
@@ -217,6 +226,8 @@ impl Tap {
     /// Performs the last step of the job `session`: with [`Ending::Pivot`], the pivot. The guest is quiesced,
     /// or the job has failed. Does no I/O, and cannot fail.
     pub(crate) fn end(&self, session: u64, ending: Ending, target: &Arc<dyn BlockDevice>) {
+        // Dropped without the lock.
+        let _log_that_is_off;
         let mut state = self.state.lock();
         let state = &mut *state;
         let Some(current) = state.session.take_if(|current| current.id == session) else { return };
@@ -232,6 +243,7 @@ impl Tap {
                     bitmap.map.clear_all();
                 }
                 if ending == Ending::Pivot {
+                    _log_that_is_off = state.log.take_if(|log| !log.is_on());
                     self.below.store(Arc::new(Below::new(Arc::clone(target))));
                 }
             }
@@ -249,15 +261,10 @@ impl Tap {
 
     /// Announces a write that waits for its admission.
     fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<OpenWrite<&Self>> {
-        let (below, route) = self.enter_waiting(operation, range)?;
-        Ok(OpenWrite::new(self, range, below, route))
+        Ok(OpenWrite::new(self, range, self.enter_waiting(operation, range)?))
     }
 
-    fn enter_waiting(
-        &self,
-        operation: &'static str,
-        range: ByteRange,
-    ) -> block::Result<(Guard<Arc<Below>>, Route)> {
+    fn enter_waiting(&self, operation: &'static str, range: ByteRange) -> block::Result<EnteredWrite> {
         loop {
             if let Some(entered) = self.enter(operation, range, true)? {
                 return Ok(entered);
@@ -271,7 +278,7 @@ impl Tap {
         operation: &'static str,
         range: ByteRange,
         may_wait: bool,
-    ) -> block::Result<Option<(Guard<Arc<Below>>, Route)>> {
+    ) -> block::Result<Option<EnteredWrite>> {
         loop {
             if let Some(shard) = self.in_flight.begin() {
                 // While the write is counted the device below stays.
@@ -280,9 +287,9 @@ impl Tap {
                     self.end_unobserved(shard, ByteRange::default());
                     return Err(error);
                 }
-                return Ok(Some((below, Route::Unobserved(shard))));
+                return Ok(Some(EnteredWrite { below, route: Route::Unobserved(shard), pin: None }));
             }
-            let (below, session) = {
+            let (below, session, log) = {
                 let state = self.state.lock();
                 if state.drains > 0 && !may_wait {
                     return Ok(None);
@@ -295,10 +302,20 @@ impl Tap {
                 let below = self.below.load();
                 below.check_bounds(operation, range)?;
                 state.writes += 1;
-                (below, state.session.as_ref().map(|session| (session.id, Arc::clone(&session.observer))))
+                let session = state.session.as_ref();
+                let session = session.map(|session| (session.id, Arc::clone(&session.observer)));
+                (below, session, state.log.clone())
+            };
+            let job = session.as_ref().map(|(_, observer)| &**observer);
+            let pin = match self.enter_log(log, (operation, range), may_wait, job) {
+                Ok(Entered::Go(pin)) => pin,
+                refused => {
+                    self.end_write(ByteRange::default(), session.map(|(session, _)| session), |_| {});
+                    return refused.map(|_| None);
+                }
             };
             let Some((session, observer)) = session else {
-                return Ok(Some((below, Route::Observed)));
+                return Ok(Some(EnteredWrite { below, route: Route::Observed, pin }));
             };
             let (id, admission) =
                 if may_wait { observer.begin_write(range) } else { observer.try_begin_write(range) };
@@ -314,14 +331,14 @@ impl Tap {
                     continue;
                 }
             };
-            return Ok(Some((below, Route::Admitted { session, id, both })));
+            return Ok(Some(EnteredWrite { below, route: Route::Admitted { session, id, both }, pin }));
         }
     }
 
-    fn ticket(&self, range: ByteRange, below: Guard<Arc<Below>>, route: Route) -> WriteTicket {
+    fn ticket(&self, range: ByteRange, entered: EnteredWrite) -> WriteTicket {
         #[expect(clippy::expect_used, reason = "a tap is only ever made inside an Arc, and `self` is alive")]
         let tap = self.this.upgrade().expect("the tap is alive");
-        WriteTicket::new(OpenWrite::new(tap, range, below, route))
+        WriteTicket::new(OpenWrite::new(tap, range, entered))
     }
 
     /// Performs a write that is counted in shard `index`: the same as [`begin`](Self::begin) and a
@@ -530,13 +547,17 @@ impl BlockDevice for Tap {
         if !self.in_flight.is_observed() {
             return self.below.load().device.write_would_wait(range);
         }
-        let observer = {
+        let (observer, log) = {
             let state = self.state.lock();
             if state.drains > 0 {
                 return true;
             }
-            state.session.as_ref().map(|session| Arc::clone(&session.observer))
+            let observer = state.session.as_ref().map(|session| Arc::clone(&session.observer));
+            (observer, state.log.clone())
         };
+        if log.is_some_and(|log| log.would_wait(range)) {
+            return true;
+        }
         match observer {
             Some(observer) => observer.write_would_wait(range),
             None => self.device().write_would_wait(range),
@@ -558,8 +579,8 @@ impl Tap {
     /// # Errors
     /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
     pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteTicket> {
-        let (below, route) = self.enter_waiting("write", range)?;
-        Ok(self.ticket(range, below, route))
+        let entered = self.enter_waiting("write", range)?;
+        Ok(self.ticket(range, entered))
     }
 
     /// The same without waiting: [`Begin::Wait`] if the write would have to.
@@ -568,7 +589,7 @@ impl Tap {
     /// As [`begin_write`](Self::begin_write).
     pub fn try_begin_write(&self, range: ByteRange) -> block::Result<Begin> {
         Ok(match self.enter("write", range, false)? {
-            Some((below, route)) => Begin::Go(self.ticket(range, below, route)),
+            Some(entered) => Begin::Go(self.ticket(range, entered)),
             None => Begin::Wait,
         })
     }

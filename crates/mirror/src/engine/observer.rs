@@ -83,6 +83,19 @@ impl WriteObserver for Engine {
         self.state.lock().core.guest_would_wait(range)
     }
 
+    fn flush_soon(&self) {
+        let mut state = self.state.lock();
+        // The write waits in the log, and the core does not know it.
+        self.resume_if_overdue(&mut state);
+        if state.core.flush_soon() {
+            self.work.notify_all();
+        }
+    }
+
+    fn log_failed(&self, why: Arc<block::Error>) {
+        self.fail_for_log(why);
+    }
+
     fn write_reaches_target(&self, id: u64, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>> {
         let mut state = self.state.lock();
         let granted = self.change(&mut state, Wake::None, |core, _| core.guest_at_target(id, writer));

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use blockmirror_bitmap::{DirtyBitmap, affordable_granularity};
-use blockmirror_block::{Geometry, ZeroCost};
+use blockmirror_block::{ByteRange, Geometry, ZeroCost};
 
-use crate::granularity::MAX_GRANULARITY;
+use crate::granularity::{GranularityError, MAX_GRANULARITY};
 use crate::options::{
     BitmapMode, CopyMode, DEFAULT_BUF_SIZE, DEFAULT_LATENCY_BUDGET, DEFAULT_MIN_ZERO_RUN, MirrorOptions,
     OnError, SyncMode,
@@ -55,7 +55,8 @@ pub(crate) struct Config {
     pub(crate) auto_dismiss: bool,
     /// Interval of periodic flushes; `None` for targets that are not volatile.
     pub(crate) flush_interval: Option<Duration>,
-    /// Bytes of data between two checkpoints, at least one operation; `None` for a job without.
+    /// Bytes of data between two flushes that a checkpoint or a log follows, at least one operation; `None`
+    /// for a job without.
     pub(crate) checkpoint_interval: Option<u64>,
     /// What is copied, if it is not the whole disk.
     pub(crate) only: Option<DirtyBitmap>,
@@ -104,6 +105,25 @@ impl Config {
     pub(crate) fn with_checkpoints(mut self, bytes: u64) -> Self {
         self.checkpoint_interval = Some(bytes.max(self.operation));
         self
+    }
+
+    /// With a log that clears regions after `interval` bytes of data: only what it has `marked` is copied.
+    ///
+    /// # Errors
+    /// The detail is no granularity of a bitmap.
+    pub(crate) fn with_log(self, marked: &[ByteRange], interval: u64) -> Result<Self, GranularityError> {
+        let mut config = self.with_checkpoints(interval);
+        let is_whole = |range: &ByteRange| range.start() == 0 && range.end() >= config.len;
+        if !marked.iter().any(is_whole) {
+            let unit = config.detail;
+            let only = DirtyBitmap::new(config.len, unit);
+            let mut only = only.map_err(|_| GranularityError::OutOfRange(unit))?;
+            for range in marked {
+                only.set(range.start()..range.end());
+            }
+            config.only = Some(only);
+        }
+        Ok(config)
     }
 
     /// The most that is scanned ahead where the guest cuts it into pieces: whole units of the dirty bitmap.

@@ -6,7 +6,8 @@
 //! again. The *final* flush is that of an aborted job whose bitmap keeps what the target does not have
 //! ([`BitmapMode::Always`]): without it everything written since the last good flush counts as missing. It
 //! begins when nothing else is in flight, has a deadline, and until then the engine does not cancel blocked
-//! calls. A job with checkpoints has periodic flushes by bytes ([`CheckpointClock`]).
+//! calls. A job with checkpoints or a log has periodic flushes by bytes ([`CheckpointClock`]), and with a log
+//! when a guest write needs room there.
 //!
 //! Must hold: a range leaves this set only by a flush that succeeded and began after the range was written,
 //! or by becoming dirty again.
@@ -51,6 +52,8 @@ pub(super) struct Durability {
     periodic_not_before: Duration,
     final_flush: FinalFlush,
     checkpoints: CheckpointClock,
+    /// A guest write waits for a flush that begins from now on, or will soon.
+    demanded: bool,
 }
 
 impl Durability {
@@ -65,6 +68,7 @@ impl Durability {
             periodic_not_before: interval.unwrap_or_default(),
             final_flush: FinalFlush::default(),
             checkpoints: CheckpointClock::new(checkpoints),
+            demanded: false,
         }
     }
 
@@ -79,6 +83,12 @@ impl Durability {
         self.flushing.merge(&self.unflushed);
         self.unflushed.clear_all();
         self.checkpoints.flush_begins();
+        self.demanded = false;
+    }
+
+    /// A guest write waits for a flush; whether that is news.
+    pub(super) fn demand(&mut self) -> bool {
+        !std::mem::replace(&mut self.demanded, true)
     }
 
     pub(super) fn flush_succeeded(&mut self) {
@@ -127,7 +137,7 @@ impl Durability {
     /// Whether it is time for a periodic flush.
     pub(super) fn is_periodic_flush_due(&self, now: Duration) -> bool {
         let due = self.interval.is_some() && now >= self.periodic_not_before && !self.unflushed.is_clean();
-        (due || self.checkpoints.is_due()) && now >= self.not_before
+        (due || self.demanded || self.checkpoints.is_due()) && now >= self.not_before
     }
 
     /// A flush that began at `begun` is over, whatever its result.

@@ -89,6 +89,17 @@ impl Core {
             && !self.work.operations().is_flushing()
     }
 
+    /// A guest write needs a flush; whether that is news.
+    pub(crate) fn flush_soon(&mut self) -> bool {
+        self.durability.demand()
+    }
+
+    /// Whether a guest write may have to wait until the job has made room in its log: the job will, by and
+    /// by.
+    pub(crate) fn makes_room_in_log(&self) -> bool {
+        !self.is_standing()
+    }
+
     fn next_scan(&mut self, now: Duration) -> Option<(Work, u32)> {
         let depth = self.pacing.depth(&self.config, self.guest_state());
         if !self.work.wants_scan(self.config.buffer, depth) {
@@ -140,7 +151,9 @@ impl Core {
         let fits = match is_copy {
             true => {
                 let in_flight = operations.buffered_bytes() + range.len();
-                in_flight <= self.config.buffer && self.durability.may_copy(in_flight)
+                // While the guest is quiesced no periodic flush begins that a copy could wait for.
+                let may_copy = self.lifecycle.is_quiesced() || self.durability.may_copy(in_flight);
+                in_flight <= self.config.buffer && may_copy
             }
             _ if matches!(work, Work::Clone { .. }) => true,
             false => self.pacing.may_zero(range.len(), operations.zeroed_bytes()),

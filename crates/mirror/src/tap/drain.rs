@@ -144,6 +144,7 @@ impl Tap {
         if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
             return Err(Error::BitmapBusy { disk: self.title(), name: name.clone() });
         }
+        state.check_no_log(|| self.title())?;
         let resized = old.device.resize(len, may_shrink).map_err(Error::Disk);
         // A disk may have its new length although the call has failed.
         let new = Below::new(Arc::clone(&old.device));
@@ -192,7 +193,8 @@ impl Drained {
     /// # Errors
     /// Nothing was changed: [`Error::Busy`] while a job sits on the tap; [`Error::DiskChanged`] if another
     /// disk lies below than [`device`](Self::device), because a job pivoted or another drain has replaced it;
-    /// [`Error::BitmapBusy`] if the length differs and a bitmap is in use.
+    /// [`Error::BitmapBusy`] if the length differs and a bitmap is in use, [`Error::LogAttached`] if there is
+    /// a log.
     pub fn replace(&mut self, device: Arc<dyn BlockDevice>) -> Result<Arc<dyn BlockDevice>, Error> {
         let mut state = self.tap.state.lock();
         let state = &mut *state;
@@ -205,6 +207,7 @@ impl Drained {
         }
         let new = Below::new(Arc::clone(&device));
         if new.len != old.len {
+            state.check_no_log(|| self.tap.title())?;
             if let Some((name, _)) = state.bitmaps.iter().find(|(_, bitmap)| bitmap.users > 0) {
                 return Err(Error::BitmapBusy { disk: self.tap.title(), name: name.clone() });
             }
@@ -220,7 +223,8 @@ impl Drained {
     ///
     /// # Errors
     /// [`Error::Busy`] while a job sits on the tap, [`Error::BitmapBusy`] while a bitmap is in use,
-    /// [`Error::Disk`] if the disk fails; the tap has the length of the disk then, too.
+    /// [`Error::LogAttached`] with a log, [`Error::Disk`] if the disk fails; the tap has the length of the
+    /// disk then, too.
     pub fn resize(&mut self, len: u64, may_shrink: bool) -> Result<(), Error> {
         self.tap.resize_drained(&mut self.tap.state.lock(), len, may_shrink)
     }

@@ -32,6 +32,12 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// Whether a write to `range` would have to wait now.
     fn write_would_wait(&self, range: ByteRange) -> bool;
 
+    /// A write waits for room in the log, or will soon: the job flushes both disks as soon as it can.
+    fn flush_soon(&self);
+
+    /// The log has failed, and is invalid: the job fails.
+    fn log_failed(&self, why: Arc<block::Error>);
+
     /// The write has finished at the source, and `writer` writes it to the target now, which is returned
     /// unless the job aborts or is over.
     fn write_reaches_target(&self, id: u64, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>>;

@@ -9,6 +9,7 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use super::{Below, Tap, WriteObserver};
 use crate::machine::TargetWriter;
+use crate::region_log::LogPin;
 
 /// An announced guest write. It borrows nothing, so that a VMM can keep it with the request that it belongs
 /// to. Dropping it counts as a failed write.
@@ -61,6 +62,14 @@ pub(super) enum Route {
     },
 }
 
+/// A write that may begin.
+pub(super) struct EnteredWrite {
+    pub(super) below: Guard<Arc<Below>>,
+    pub(super) route: Route,
+    /// Its place in the log.
+    pub(super) pin: Option<LogPin>,
+}
+
 /// A write under way, by way of a tap that is borrowed or owned. Dropping it counts as a failed write.
 #[must_use = "a write that is not completed counts as failed"]
 pub(super) struct OpenWrite<T: Deref<Target = Tap>> {
@@ -69,6 +78,8 @@ pub(super) struct OpenWrite<T: Deref<Target = Tap>> {
     below: Guard<Arc<Below>>,
     /// `None` once it is completed.
     route: Option<Route>,
+    /// Its place in the log: given up when the job and the bitmaps know that it has ended.
+    pin: Option<LogPin>,
 }
 
 impl WriteTicket {
@@ -109,8 +120,9 @@ impl WriteTicket {
 }
 
 impl<T: Deref<Target = Tap>> OpenWrite<T> {
-    pub(super) fn new(tap: T, range: ByteRange, below: Guard<Arc<Below>>, route: Route) -> Self {
-        Self { tap, range, below, route: Some(route) }
+    pub(super) fn new(tap: T, range: ByteRange, entered: EnteredWrite) -> Self {
+        let EnteredWrite { below, route, pin } = entered;
+        Self { tap, range, below, route: Some(route), pin }
     }
 
     pub(super) fn source(&self) -> &Arc<dyn BlockDevice> {
@@ -156,6 +168,7 @@ impl<T: Deref<Target = Tap>> OpenWrite<T> {
                 });
             }
         }
+        self.pin = None;
     }
 }
 

@@ -7,6 +7,7 @@ mod drain;
 mod group;
 mod job;
 mod known_bugs;
+mod live_log;
 mod locks;
 mod reflink;
 mod tap;
