@@ -92,7 +92,8 @@ impl ActivityLog {
             _ => return Err(too_large("an identity of more than 1 MiB")),
         };
         let (kind, id, identity_crc) = (KIND_LIVE, random(), crc32c(&[text.as_bytes()]));
-        let header = Header { kind, id, generation: 0, len, region, identity_len, identity_crc };
+        let (generation, digests) = (0, false);
+        let header = Header { kind, id, generation, len, region, identity_len, identity_crc, digests };
         if !header.is_possible() {
             return Err(too_large("such regions"));
         }

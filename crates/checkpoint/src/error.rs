@@ -51,6 +51,12 @@ pub enum Error {
         /// The part, and what is wrong with it.
         what: &'static str,
     },
+    /// A region is marked with a digest and the log has none, or the other way round.
+    #[error("{name}: all of its regions are marked with a digest, or none")]
+    NoDigest {
+        /// The storage.
+        name: String,
+    },
     /// The regions, or the identity, are outside of what the format can hold.
     #[error("{name}: no checkpoint can hold {what}")]
     TooLarge {

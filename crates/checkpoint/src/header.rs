@@ -11,7 +11,8 @@ use crate::identity::MAX_IDENTITY;
 
 /// The first bytes of a header. As in PNG, a transfer that changes line ends breaks them.
 const MAGIC: [u8; 8] = *b"BMCKPT\r\n";
-const VERSION: u32 = 1;
+/// Of a log without digests, and of one that has them.
+const VERSIONS: [u32; 2] = [1, 2];
 /// A marked region has been copied.
 pub(crate) const KIND_COPY: u32 = 1;
 /// A marked region may differ: the log of a live job.
@@ -20,6 +21,8 @@ pub(crate) const KIND_LIVE: u32 = 2;
 const HEADER: usize = 512;
 /// What lies in a block of its own: a write of one does not touch the next.
 pub(crate) const BLOCK: u64 = 4096;
+/// Bytes of a digest.
+pub(crate) const DIGEST: usize = 16;
 /// Bytes of an area after its snapshot.
 const RECORDS: u64 = 128 << 10;
 
@@ -53,6 +56,8 @@ pub(crate) struct Header {
     pub(crate) region: u64,
     pub(crate) identity_len: u32,
     pub(crate) identity_crc: u32,
+    /// Whether each marked region has a digest.
+    pub(crate) digests: bool,
 }
 
 impl Header {
@@ -91,9 +96,15 @@ impl Header {
         first + (generation & 1) * self.area_len()
     }
 
+    /// Where the table of digests begins.
+    pub(crate) fn table_at(&self) -> u64 {
+        self.area_at(1) + self.area_len()
+    }
+
     /// Bytes of the whole log.
     pub(crate) fn log_len(&self) -> u64 {
-        self.area_at(1) + self.area_len()
+        let table = if self.digests { self.regions() * DIGEST as u64 } else { 0 };
+        self.table_at() + table.next_multiple_of(BLOCK)
     }
 
     fn to_bytes(self) -> [u8; HEADER] {
@@ -104,7 +115,7 @@ impl Header {
             at += part.len();
         };
         put(&MAGIC);
-        put(&VERSION.to_be_bytes());
+        put(&VERSIONS[usize::from(self.digests)].to_be_bytes());
         put(&self.kind.to_be_bytes());
         put(&self.id);
         put(&self.generation.to_be_bytes());
@@ -125,7 +136,8 @@ impl Header {
         if bytes[..8] != MAGIC || crc32c(&[&bytes[..HEADER - 4]]) != u32_at(HEADER - 4) {
             return None;
         }
-        if u32_at(8) != VERSION {
+        let digests = u32_at(8) == VERSIONS[1];
+        if !VERSIONS.contains(&u32_at(8)) || (digests && u32_at(12) != KIND_COPY) {
             return Some(Err(u32_at(8)));
         }
         Some(Ok(Self {
@@ -136,6 +148,7 @@ impl Header {
             region: u64_at(48),
             identity_len: u32_at(56),
             identity_crc: u32_at(60),
+            digests,
         }))
     }
 

@@ -15,6 +15,9 @@
 //!   +----------+----------+----------+-----------------------------+----------------------------+
 //! ```
 //!
+//! A log may have a [`Digest`] of each marked region ([`Checkpoint::create_with_digests`]), which tells later
+//! whether a disk that shows no times has changed. A table of them follows the areas then.
+//!
 //! Records are appended to one area. When it is full, a snapshot of all regions begins the other one, and the
 //! header that is not in use comes to point there. Each part has a CRC, and nothing that a valid header leads
 //! to is ever written over: after a crash at any instant the log is that of the last call that returned, or
@@ -43,6 +46,7 @@
 
 mod activity;
 mod crc;
+mod digests;
 mod error;
 mod header;
 mod identity;
@@ -50,6 +54,7 @@ mod log;
 mod record;
 
 pub use activity::ActivityLog;
+pub use digests::Digest;
 pub use error::Error;
 pub use header::{MAX_REGIONS, region_size};
 pub use identity::{Identity, MAX_IDENTITY};

@@ -12,6 +12,7 @@ use blockmirror_bitmap::ChunkBitmap;
 use blockmirror_block::{self as block, ByteRange, ErrorKind, Storage};
 
 use crate::crc::crc32c;
+use crate::digests::{Digest, DigestTable};
 use crate::error::Error;
 use crate::header::{Header, KIND_COPY};
 use crate::identity::{Identity, MAX_IDENTITY};
@@ -24,6 +25,8 @@ pub struct Checkpoint {
     header: Header,
     identity: Identity,
     regions: ChunkBitmap,
+    /// The digests of marked regions, if the log has them.
+    table: Option<DigestTable>,
     /// Bytes of the area in use that records take.
     used: u64,
     /// The number of the next record.
@@ -57,6 +60,30 @@ impl Checkpoint {
         region: u64,
         identity: Identity,
     ) -> Result<Self, Error> {
+        Self::make(storage, len, region, identity, false)
+    }
+
+    /// The same for a log that has a digest of each marked region ([`mark_with`](Self::mark_with)), and takes
+    /// up to 16 MiB more, in memory too.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create).
+    pub fn create_with_digests(
+        storage: Arc<dyn Storage>,
+        len: u64,
+        region: u64,
+        identity: Identity,
+    ) -> Result<Self, Error> {
+        Self::make(storage, len, region, identity, true)
+    }
+
+    fn make(
+        storage: Arc<dyn Storage>,
+        len: u64,
+        region: u64,
+        identity: Identity,
+        digests: bool,
+    ) -> Result<Self, Error> {
         let too_large = |what| Error::TooLarge { name: storage.name().to_owned(), what };
         let text = identity.to_text();
         let identity_len = match u32::try_from(text.len()) {
@@ -64,8 +91,8 @@ impl Checkpoint {
             _ => return Err(too_large("an identity of more than 1 MiB")),
         };
         let identity_crc = crc32c(&[text.as_bytes()]);
-        let (kind, id) = (KIND_COPY, random());
-        let header = Header { kind, id, generation: 0, len, region, identity_len, identity_crc };
+        let (kind, id, generation) = (KIND_COPY, random(), 0);
+        let header = Header { kind, id, generation, len, region, identity_len, identity_crc, digests };
         if !header.is_possible() {
             return Err(too_large("such regions"));
         }
@@ -80,14 +107,15 @@ impl Checkpoint {
         }
         storage.flush()?;
         storage.write_at(text.as_bytes(), Header::identity_at())?;
-        let regions = ChunkBitmap::new(header.regions());
-        let mut log = Self { storage, header, identity, regions, used: 0, sequence: 0, state: State::AtEnd };
+        let (regions, state) = (ChunkBitmap::new(header.regions()), State::AtEnd);
+        let table = digests.then(|| DigestTable::new(&header));
+        let mut log = Self { storage, header, identity, regions, table, used: 0, sequence: 0, state };
         log.begin_area(header, ChunkBitmap::new(header.regions()))?;
         Ok(log)
     }
 
     /// Opens the log on `storage`, which must be writable for [`mark`](Self::mark) only. Reads at most some
-    /// 1.3 MiB, whatever it says.
+    /// 1.3 MiB, and 16 MiB of digests, whatever it says.
     ///
     /// # Errors
     /// [`Error::NoCheckpoint`] if there is none; [`Error::NotBegun`] if its creation was interrupted;
@@ -102,11 +130,13 @@ impl Checkpoint {
         // Its length follows from the number of regions, which is bounded.
         let mut area = vec![0; header.area_len() as usize];
         storage.read_at(&mut area, header.area_at(header.generation))?;
-        let replayed = record::replay(&header, &area).ok_or_else(|| damaged("the snapshot or a record"))?;
-        let Replayed { regions, used, sequence } = replayed;
+        let mut table = header.digests.then(|| DigestTable::read(&header, &*storage)).transpose()?;
+        let replayed = record::replay(&header, &area, table.as_mut());
+        let Replayed { regions, used, sequence } =
+            replayed.ok_or_else(|| damaged("the snapshot or a record"))?;
         // What the last record is was decided now: a crash while the next one is written must not bring
         // another one to light.
-        Ok(Self { storage, header, identity, regions, used, sequence, state: State::AtEnd })
+        Ok(Self { storage, header, identity, regions, table, used, sequence, state: State::AtEnd })
     }
 
     /// What it belongs to.
@@ -146,31 +176,82 @@ impl Checkpoint {
         runs.map(move |run| ByteRange::new(run.start * region, run.end.saturating_mul(region).min(len)))
     }
 
+    /// Whether each marked region has a digest.
+    pub fn has_digests(&self) -> bool {
+        self.table.is_some()
+    }
+
+    /// The digest that `region` was marked with; `None` if it is not marked, or the log has no digests.
+    pub fn digest(&self, region: u64) -> Option<Digest> {
+        let table = self.table.as_ref()?;
+        (region < self.regions.len() && self.regions.get(region)).then(|| table.get(region)).flatten()
+    }
+
     /// Marks the regions with numbers in `runs`, durably: one write and one flush, unless all are marked.
     /// Numbers past the last region are left out.
     ///
     /// # Errors
     /// [`Error::Storage`]: the regions may be marked after a crash, and are not marked here. The call can be
-    /// repeated, but for a failure of the kind [`ErrorKind::Poisoned`].
+    /// repeated, but for a failure of the kind [`ErrorKind::Poisoned`]. [`Error::NoDigest`] of a log that has
+    /// digests.
     pub fn mark(&mut self, runs: &[Range<u64>]) -> Result<(), Error> {
+        if self.table.is_some() {
+            return Err(Error::NoDigest { name: self.storage.name().to_owned() });
+        }
         let end = self.header.regions();
         let runs = runs.iter().map(|run| run.start..run.end.min(end));
         let runs: Vec<_> = runs
             .filter(|run| self.regions.count_in(run.clone()) < run.end.saturating_sub(run.start))
             .collect();
+        self.append(&runs)
+    }
+
+    /// Marks the regions with numbers in `runs`, as [`mark`](Self::mark) does, each with what `digest` says
+    /// of it. Of a region that is marked already nothing changes, and its digest is not asked for.
+    ///
+    /// # Errors
+    /// As for [`mark`](Self::mark); [`Error::NoDigest`] of a log that has none.
+    pub fn mark_with(
+        &mut self,
+        runs: &[Range<u64>],
+        digest: &mut dyn FnMut(u64) -> Digest,
+    ) -> Result<(), Error> {
+        let Some(table) = &mut self.table else {
+            return Err(Error::NoDigest { name: self.storage.name().to_owned() });
+        };
+        let (end, mut new) = (self.header.regions(), Vec::new());
+        for run in runs {
+            let (mut at, end) = (run.start, run.end.min(end));
+            while let Some(start) = self.regions.next_clear(at).filter(|start| *start < end) {
+                at = self.regions.next_set(start).unwrap_or(end).min(end);
+                (start..at).for_each(|region| table.set(region, digest(region)));
+                new.push(start..at);
+            }
+        }
+        self.append(&new)
+    }
+
+    /// Marks `runs`, whose digests are in the table if there is one.
+    fn append(&mut self, runs: &[Range<u64>]) -> Result<(), Error> {
         if runs.is_empty() {
             return Ok(());
         }
         let mut marked = self.regions.clone();
-        for run in &runs {
+        for run in runs {
             marked.set(run.clone());
         }
-        let room = self.header.area_len() - self.used;
-        if self.state != State::Appending || record::marks_len(runs.len()) > room {
+        let len = match &self.table {
+            Some(_) => record::marks_with_digests_len(runs),
+            None => record::marks_len(runs.len()),
+        };
+        if self.state != State::Appending || len > self.header.area_len() - self.used {
             let header = Header { generation: self.header.generation + 1, ..self.header };
             return self.begin_area(header, marked);
         }
-        let record = record::marks(&self.header, self.sequence, &runs);
+        let record = match &self.table {
+            Some(table) => record::marks_with_digests(&self.header, self.sequence, runs, table),
+            None => record::marks(&self.header, self.sequence, runs),
+        };
         // Until it is known to be there.
         self.state = State::AtEnd;
         self.storage.write_at(&record, self.header.area_at(self.header.generation) + self.used)?;
@@ -187,6 +268,11 @@ impl Checkpoint {
     /// # Errors
     /// As for [`mark`](Self::mark).
     pub fn mark_except(&mut self, missing: &[ByteRange]) -> Result<(), Error> {
+        self.mark(&self.all_except(missing))
+    }
+
+    /// The regions that no range of `missing` overlaps, marked or not.
+    pub fn all_except(&self, missing: &[ByteRange]) -> Vec<Range<u64>> {
         let (region, count) = (self.header.region, self.header.regions());
         let mut pending = ChunkBitmap::new(count);
         for range in missing.iter().filter(|range| !range.is_empty()) {
@@ -197,7 +283,7 @@ impl Checkpoint {
             at = pending.next_set(start).unwrap_or(count);
             done.push(start..at);
         }
-        self.mark(&done)
+        done
     }
 
     /// Has the storage hold no checkpoint any more, durably; to [`open`](Self::open) it is one whose creation
@@ -221,8 +307,14 @@ impl Checkpoint {
         }
         let snapshot = record::snapshot(&header, &regions);
         // The header that was read may be one that an interrupted run has written and not flushed: the area
-        // before it is written over from here on.
+        // before it is written over from here on. With it go the digests of the records there.
+        if let Some(table) = &self.table {
+            table.write(&header, &*self.storage)?;
+        }
         self.storage.flush()?;
+        if let Some(table) = &mut self.table {
+            table.is_durable();
+        }
         self.storage.write_at(&snapshot, header.area_at(header.generation))?;
         self.storage.flush()?;
         self.state = State::Unknown;

@@ -7,10 +7,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use blockmirror_block::testing::{RecordingStorage, Rng};
-use blockmirror_checkpoint::{Checkpoint, Error, Identity};
+use blockmirror_checkpoint::{Checkpoint, Digest, Error, Identity};
 
 const REGION: u64 = 1 << 20;
 const REGIONS: u64 = 3000;
+
+/// What `region` is marked with, if the log has digests.
+fn digest(region: u64) -> Digest {
+    u128::from(region + 1).wrapping_mul(0x0123_4567_89ab_cdef_0fed_cba9_8765_4321).to_be_bytes()
+}
 
 /// The calls of a session: where in the recording each had returned, and what it marked.
 struct Session {
@@ -21,12 +26,16 @@ struct Session {
 
 impl Session {
     /// A log that is opened anew every few calls, so that areas change often.
-    fn play(seed: u64, calls: usize) -> Self {
+    fn play(seed: u64, calls: usize, digests: bool) -> Self {
         let storage = Arc::new(RecordingStorage::default());
         let mut identity = Identity::new();
         identity.push("seed", seed.to_string());
-        let mut log =
-            Checkpoint::create(Arc::clone(&storage) as _, REGIONS * REGION, REGION, identity).unwrap();
+        let (own, len) = (Arc::clone(&storage) as _, REGIONS * REGION);
+        let made = match digests {
+            true => Checkpoint::create_with_digests(own, len, REGION, identity),
+            false => Checkpoint::create(own, len, REGION, identity),
+        };
+        let mut log = made.unwrap();
         let mut session = Self { created: storage.position(), storage, calls: Vec::new() };
         let mut rng = Rng::new(seed, 0);
         for _ in 0..calls {
@@ -35,7 +44,10 @@ impl Session {
             }
             let first = rng.below(REGIONS);
             let run = first..(first + rng.range(1, 50)).min(REGIONS);
-            log.mark(std::slice::from_ref(&run)).unwrap();
+            match digests {
+                true => log.mark_with(std::slice::from_ref(&run), &mut |region| digest(region)).unwrap(),
+                false => log.mark(std::slice::from_ref(&run)).unwrap(),
+            }
             session.calls.push((session.storage.position(), run));
         }
         session
@@ -80,9 +92,14 @@ impl Session {
                             !marked || may[at],
                             "{point}: region {region} is marked, and was not asked for"
                         );
+                        let want = (marked && log.has_digests()).then(|| digest(region));
+                        assert_eq!(log.digest(region), want, "{point}: region {region}");
                     }
                     // The next run goes on from any of them.
-                    log.mark(&[0..REGIONS]).unwrap();
+                    match log.has_digests() {
+                        true => log.mark_with(&[0..REGIONS], &mut |region| digest(region)).unwrap(),
+                        false => log.mark(&[0..REGIONS]).unwrap(),
+                    }
                 }
             }
         }
@@ -94,7 +111,8 @@ impl Session {
 fn after_a_power_cut_every_mark_that_was_reported_is_there_and_no_other() {
     let mut points = 0;
     for seed in 0..6 {
-        points += Session::play(seed, 30).check(usize::MAX);
+        points += Session::play(seed, 30, false).check(usize::MAX);
+        points += Session::play(seed, 30, true).check(usize::MAX);
     }
-    assert!(points > 500, "{points}");
+    assert!(points > 1000, "{points}");
 }

@@ -2,5 +2,6 @@
 
 mod activity;
 mod crash;
+mod digests;
 mod hostile;
 mod log;
