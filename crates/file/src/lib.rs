@@ -38,6 +38,7 @@
 mod below;
 mod carry;
 mod claim;
+mod device_stamp;
 mod direct;
 mod flushes;
 mod growth;
@@ -62,6 +63,7 @@ mod target;
 mod trial;
 mod zeroes;
 
+pub use device_stamp::DeviceStamp;
 pub use handle::PathHandle;
 pub use holders::{FileHolder, LoopUse};
 pub use id::FileId;

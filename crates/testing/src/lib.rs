@@ -1,7 +1,7 @@
 //! What the tests of all crates and the developers' commands share: QEMU's tools as the oracle, visible
 //! skips, scratch directories in memory, disk contents that tell where they belong, the images under
 //! `testdata/`, mutations of images, images that cost time and what they may cost, child processes with
-//! default signal dispositions, file systems on loop devices.
+//! default signal dispositions, loop devices and file systems on them.
 //!
 //! A dev-dependency by path, never published. It depends on no crate under test, so that an error in one of
 //! them cannot hide in the oracle.
@@ -9,6 +9,7 @@
 pub mod bounds;
 pub mod content;
 pub mod hostile;
+mod loop_device;
 mod loop_fs;
 pub mod matrix;
 pub mod mutate;
@@ -24,6 +25,7 @@ use std::fmt;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+pub use loop_device::LoopDevice;
 pub use loop_fs::LoopFs;
 pub use wait::eventually;
 

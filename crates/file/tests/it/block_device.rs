@@ -2,17 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use blockmirror_block::{ByteRange, ErrorKind, Storage, Visit, ZeroFlags};
 use blockmirror_file::{FileOptions, LockMode};
+use blockmirror_testing::LoopDevice;
 
 const LEN: u64 = 4 * 1024 * 1024;
 
-/// A loop device, detached when dropped.
+/// A loop device, and the file below it.
 struct Loop {
-    path: PathBuf,
+    device: LoopDevice,
     _dir: tempfile::TempDir,
 }
 
@@ -21,28 +21,11 @@ impl Loop {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("below");
         std::fs::write(&file, vec![0x2a; LEN as usize]).unwrap();
-        match Command::new("losetup").args(["--find", "--show"]).arg(&file).output() {
-            Ok(out) if out.status.success() => {
-                Some(Self { path: String::from_utf8(out.stdout).unwrap().trim().into(), _dir: dir })
-            }
-            Ok(out) => {
-                blockmirror_testing::skip_unsupported(format_args!(
-                    "losetup: {}",
-                    String::from_utf8_lossy(&out.stderr).trim()
-                ));
-                None
-            }
-            Err(e) => {
-                blockmirror_testing::skip_unsupported(format_args!("losetup: {e}"));
-                None
-            }
-        }
+        Some(Self { device: LoopDevice::on(&file)?, _dir: dir })
     }
-}
 
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").arg("--detach").arg(&self.path).status();
+    fn path(&self) -> &Path {
+        self.device.path()
     }
 }
 
@@ -94,21 +77,25 @@ fn exercise(path: &Path, direct: bool) {
 #[test]
 fn a_block_device_is_storage_of_fixed_length() {
     let Some(device) = Loop::attach() else { return };
-    exercise(&device.path, false);
+    exercise(device.path(), false);
 }
 
 #[test]
 fn without_the_page_cache_as_well() {
     let Some(device) = Loop::attach() else { return };
-    exercise(&device.path, true);
+    exercise(device.path(), true);
 }
 
 #[test]
 fn a_block_device_is_locked_and_known_like_a_file() {
     let Some(device) = Loop::attach() else { return };
-    let first = FileOptions::new().writable(true).open(&device.path).unwrap();
+    let first = FileOptions::new().writable(true).open(device.path()).unwrap();
     assert!(first.lock().unwrap().is_enforced());
-    assert_eq!(FileOptions::new().open(&device.path).unwrap_err().kind(), ErrorKind::Locked);
-    let second = FileOptions::new().lock(LockMode::Off).open(&device.path).unwrap();
+    assert_eq!(FileOptions::new().open(device.path()).unwrap_err().kind(), ErrorKind::Locked);
+    let second = FileOptions::new().lock(LockMode::Off).open(device.path()).unwrap();
     assert_eq!(first.id(), second.id());
+    let stamp = second.device_stamp().unwrap().unwrap();
+    assert_eq!(first.device_stamp().unwrap().as_ref(), Some(&stamp));
+    let stamp = stamp.to_string();
+    assert!(stamp.starts_with("device 7:") && stamp.contains("/below offset 0 length"), "{stamp}");
 }
