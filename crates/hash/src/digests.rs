@@ -5,6 +5,7 @@
 //! zero, or is recorded.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_block::{BlockDevice, ByteRange, Error, Visit};
@@ -29,6 +30,15 @@ impl Pages {
     fn set(&mut self, block: u64, digest: BlockDigest) {
         let page = self.0.entry(block / PAGE).or_insert_with(|| Box::new([None; PAGE as usize]));
         page[(block % PAGE) as usize] = Some(digest);
+    }
+
+    fn remove(&mut self, block: u64) {
+        let number = block / PAGE;
+        let Some(page) = self.0.get_mut(&number) else { return };
+        page[(block % PAGE) as usize] = None;
+        if page.iter().all(Option::is_none) {
+            self.0.remove(&number);
+        }
     }
 
     /// Those that there are, in order.
@@ -172,8 +182,37 @@ impl DigestRecorder {
         Ok(made)
     }
 
+    /// The digest of the block with this number, if it is recorded.
+    pub fn get(&self, block: u64) -> Option<BlockDigest> {
+        self.pages.lock().get(block)
+    }
+
+    /// Forgets the blocks with these numbers.
+    pub fn forget(&self, blocks: Range<u64>) {
+        let mut pages = self.pages.lock();
+        blocks.for_each(|block| pages.remove(block));
+    }
+
     /// Whether nothing is recorded.
     pub fn is_empty(&self) -> bool {
         self.pages.lock().0.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forgotten_takes_no_memory() {
+        let recorder = DigestRecorder::new();
+        for block in [3, PAGE - 1, PAGE] {
+            assert!(!recorder.record(block * BLOCK, &[1]));
+        }
+        assert_eq!(recorder.get(3), Some(block_digest(&[1])));
+        recorder.forget(0..PAGE);
+        assert_eq!((recorder.get(3), recorder.get(PAGE)), (None, Some(block_digest(&[1]))));
+        recorder.forget(PAGE..PAGE + 2);
+        assert!(recorder.is_empty());
     }
 }

@@ -31,6 +31,7 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod content;
 mod digests;
 mod disk;
@@ -39,10 +40,11 @@ mod parallel;
 mod text;
 mod walk;
 
+pub use blocks::RunDigest;
 pub use content::ContentHash;
 pub use digests::{BlockDigests, DigestRecorder};
 pub use disk::{CONTEXT, DiskHash};
 pub use options::HashOptions;
-pub use parallel::{BlockDigest, block_digest};
+pub use parallel::{BlockDigest, ZERO_DIGEST, block_digest};
 pub use text::ParseHashError;
 pub use walk::BLOCK;

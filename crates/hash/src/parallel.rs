@@ -18,7 +18,7 @@ use crate::walk::{BLOCK, Run, Walk, blocks_of};
 /// The digest of a block: BLAKE3 of its bytes, or 32 bytes of zero if all of them are.
 pub type BlockDigest = [u8; 32];
 /// What stands for a block of zeros.
-pub(crate) const ZERO_DIGEST: BlockDigest = [0; 32];
+pub const ZERO_DIGEST: BlockDigest = [0; 32];
 /// For each thread, what may be ready before a block that is missing.
 const AHEAD: usize = 4;
 /// More threads than any machine gains from.
