@@ -13,6 +13,7 @@ mod copy;
 mod ctl;
 mod daemon;
 mod inspect;
+mod limits;
 mod look;
 mod reflink;
 mod snapshot;
@@ -43,6 +44,7 @@ pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use inspect::InspectArgs;
+pub(crate) use limits::{Limits, LimitsArgs};
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
@@ -244,7 +246,7 @@ mod tests {
             "file size format options backing backing_format allow_backing lock no_look in_place atomic force clean quiet",
         ),
         ("info", "file format backing_chain ACCESS output"),
-        ("inspect", "file format allow output"),
+        ("inspect", "file format allow limits output"),
         ("map", "file format start_offset max_length ACCESS output"),
         ("measure", "file size source_format snapshot target_format target_options ACCESS output"),
         (
@@ -253,7 +255,7 @@ mod tests {
         ),
         (
             "check",
-            "file format repair force_share lock image_opts force source_cache output progress bar quiet",
+            "file format repair force_share lock image_opts force source_cache limits output progress bar quiet",
         ),
         ("amend", "file format options shrink cache lock image_opts force allow_backing progress bar quiet"),
         (
@@ -293,7 +295,7 @@ mod tests {
     ];
 
     /// What ACCESS stands for.
-    const ACCESS: &str = "force_share lock image_opts allow_backing allow_protocols connections reconnect_delay open_timeout io_timeout";
+    const ACCESS: &str = "force_share lock image_opts allow_backing allow_protocols limits connections reconnect_delay open_timeout io_timeout";
 
     /// What CHAIN stands for.
     const CHAIN: &str = "file format image_opts lock force allow_backing allow_protocols";

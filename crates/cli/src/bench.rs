@@ -29,7 +29,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &BenchArgs) -> Outcome {
         LockMode::Exclusive if args.access.force_share => LockMode::Shared,
         lock => lock,
     };
-    let image = lock_policy::of_target(&args.access)
+    let image = lock_policy::limited(lock_policy::of_target(&args.access), args.access.limits)
         .lock(lock)
         .format(args.format)
         .node(args.node.clone())

@@ -27,6 +27,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CheckArgs) -> Outcome {
         .lock(lock)
         .claim(!args.force)
         .cache(args.source_cache);
+    let options = lock_policy::limited(options, args.limits);
     let what = match args.repair {
         None => None,
         Some(Mend::Leaks) => Some(Repair::Leaks),

@@ -29,6 +29,8 @@ pub(crate) struct Console<'a> {
     pub(crate) can_ask: bool,
     /// Whether what is written to `err` for people is an object a line (`--output=json`).
     pub(crate) as_json: bool,
+    /// Whether the process is there for the command alone, which may confine it.
+    pub(crate) owns_process: bool,
 }
 
 /// One of the two streams.
@@ -68,6 +70,7 @@ impl<'a> Console<'a> {
             out_is_terminal: false,
             can_ask: false,
             as_json: false,
+            owns_process: false,
         }
     }
 
@@ -78,7 +81,8 @@ impl<'a> Console<'a> {
         let (out_file, err_file) = (FileId::of_open(&*out), FileId::of_open(&*err));
         let (out, err) = (Stream::new(out, out_file), Stream::new(err, err_file));
         let can_ask = is_terminal && io::stdin().is_terminal();
-        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask, as_json: false }
+        let (as_json, owns_process) = (false, true);
+        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask, as_json, owns_process }
     }
 
     /// From here on nothing is printed into `files`: the command is about to write them.

@@ -16,6 +16,7 @@ use crate::{json, lock_policy, snapshot};
 pub(crate) fn run(console: &mut Console<'_>, args: &InfoArgs) -> Outcome {
     let options =
         OpenOptions::new().format(args.format).node(args.node.clone()).nbd(lock_policy::nbd(&args.access));
+    let options = lock_policy::limited(options, args.access.limits);
     // Held while the image is looked at.
     let _lock = match args.locks {
         true => Some(lock_policy::of_source(&args.access).format(Format::Raw).open(&args.file)?),

@@ -6,10 +6,11 @@ use crate::args::{InspectArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Outcome, one_line};
 use crate::info::exact;
-use crate::json;
+use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &InspectArgs) -> Outcome {
     let options = OpenOptions::new().format(args.format).node(args.node.clone());
+    let options = lock_policy::limited(options, args.limits);
     let inspection = Inspection::read(&args.file, &options)?;
     let text = match args.output.output {
         Output::Json => json::pretty(&inspection.to_json(&args.allow)) + "\n",

@@ -46,6 +46,7 @@ mod check;
 mod checkpoint;
 mod commit;
 mod compare;
+mod confine;
 mod console;
 mod copy;
 mod create;
@@ -160,6 +161,7 @@ fn wants_json(words: &[OsString]) -> bool {
 fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
     console.voice.settle(&mut command)?;
     names::settle(&mut command)?;
+    confine::enter(console, &command)?;
     match command {
         Command::Mirror(args) => copy::mirror(console, &args),
         Command::Convert(args) => copy::convert(console, &args),

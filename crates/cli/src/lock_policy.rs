@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use blockmirror_image::{AllowedReferences, LockMode, NbdOptions, OpenOptions, ReferencePolicy};
 
-use crate::args::{AccessArgs, ChainArgs, LockArgs, Switch};
+use crate::args::{AccessArgs, ChainArgs, LimitsArgs, LockArgs, Switch};
 use crate::failure::{Failure, Outcome};
 
 /// The environment variable that lists directories as `--allow-backing` does, separated by colons.
@@ -13,7 +13,8 @@ const ALLOW_BACKING: &str = "BLOCKMIRROR_ALLOW_BACKING";
 
 /// What images may name on the word of the command line and of the environment.
 pub(crate) fn allowed(args: &AccessArgs) -> Outcome<AllowedReferences> {
-    Ok(allowed_dirs(&args.allow_backing)?.protocols(args.allow_protocols))
+    let beside = args.limits.limits.is_none();
+    Ok(allowed_dirs(&args.allow_backing)?.protocols(args.allow_protocols).beside(beside))
 }
 
 /// The same for a command that changes a chain.
@@ -68,7 +69,15 @@ pub(crate) fn of_source(args: &AccessArgs) -> OpenOptions {
         LockMode::Exclusive if args.force_share => LockMode::Shared,
         lock => lock,
     };
-    OpenOptions::new().lock(lock).nbd(nbd(args))
+    limited(OpenOptions::new().lock(lock).nbd(nbd(args)), args.limits)
+}
+
+/// `options` with the limits for images from strangers, if there are any.
+pub(crate) fn limited(options: OpenOptions, args: LimitsArgs) -> OpenOptions {
+    match args.limits {
+        Some(limits) => options.max_depth(limits.depth).max_virtual_size(limits.size),
+        None => options,
+    }
 }
 
 /// How an image is opened that is written.

@@ -14,6 +14,7 @@ pub struct AllowedReferences {
     dirs_to_read: Vec<PathBuf>,
     files: Vec<PathBuf>,
     protocols: bool,
+    not_beside: bool,
 }
 
 impl AllowedReferences {
@@ -43,6 +44,14 @@ impl AllowedReferences {
         self
     }
 
+    /// Whether files in or below the image's own directory are among them; by default they are. Where images
+    /// of several owners lie in one directory they should not be.
+    #[must_use]
+    pub fn beside(mut self, allow: bool) -> Self {
+        self.not_beside = !allow;
+        self
+    }
+
     /// Whether `blkdebug:CONFIG:IMAGE` and `null-co://` are backing files, too.
     #[must_use]
     pub fn protocols(mut self, allow: bool) -> Self {
@@ -59,8 +68,10 @@ impl AllowedReferences {
             let path = path.to_owned();
             move |cause| Error::Directory { path, cause }
         };
-        let mut policy =
-            ReferencePolicy::beside(image).map_err(failed(crate::reference::directory_of(image)))?;
+        let mut policy = match self.not_beside {
+            true => ReferencePolicy::deny(),
+            false => ReferencePolicy::beside(image).map_err(failed(crate::reference::directory_of(image)))?,
+        };
         for directory in &self.dirs {
             policy.allow_dir(directory).map_err(failed(directory))?;
         }

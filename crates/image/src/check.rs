@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::Storage;
-use blockmirror_qcow2::{CheckObserver, CheckReport, Repair};
+use blockmirror_qcow2::{CheckObserver, CheckReport, Header, Repair};
 use serde_json::{Map, Value, json};
 
 use crate::error::Result;
@@ -68,6 +68,10 @@ fn run(
     match format {
         Format::Raw => Ok(None),
         Format::Qcow2 => {
+            // What is wrong with a header is the check's to find.
+            if let Ok(header) = Header::read(&*storage) {
+                options.check_virtual_size(header.virtual_size, path)?;
+            }
             let report = work(&*storage).map_err(|error| error.in_file(&storage.name().into()))?;
             Ok(Some(ImageCheck { path: path.to_owned(), format, report }))
         }

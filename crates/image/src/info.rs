@@ -139,7 +139,9 @@ impl ImageInfo {
     pub fn read(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Self> {
         let path = path.as_ref();
         let protocol = options.clone().lock(LockMode::Off).open_protocol(path, false)?;
-        Self::read_from(&protocol, options.given_node().part, path, options.given_format())
+        let info = Self::read_from(&protocol, options.given_node().part, path, options.given_format())?;
+        options.check_virtual_size(info.virtual_size, path)?;
+        Ok(info)
     }
 
     fn read_from(protocol: &ProtocolLayer, part: Part, path: &Path, format: Option<Format>) -> Result<Self> {
@@ -261,7 +263,9 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
         files.push(typed.id());
         options = options.for_opened(&path, &typed);
         let (part, format) = (options.given_node().part, options.given_format());
-        chain.push(ImageInfo::read_from(&typed, part, &path, format)?);
+        let info = ImageInfo::read_from(&typed, part, &path, format)?;
+        options.check_virtual_size(info.virtual_size, &path)?;
+        chain.push(info);
         let Some(below) = options.typed_backing(&path, &files)? else { break };
         (path, options) = below;
     }
@@ -274,7 +278,10 @@ pub fn read_chain(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Vec<I
         }
         let Some(below) = BackingRef::authorize(&options, &last.path, &qcow2.header)? else { break };
         let file = below.open(&options, chain.len() - above, &mut files, false)?;
-        chain.push(ImageInfo::read_from(&file, Part::default(), below.target.path(), below.format)?);
+        let path = below.target.path();
+        let info = ImageInfo::read_from(&file, Part::default(), path, below.format)?;
+        options.check_virtual_size(info.virtual_size, path)?;
+        chain.push(info);
     }
     Ok(chain)
 }

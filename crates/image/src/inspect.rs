@@ -29,8 +29,8 @@ use crate::open::OpenOptions;
 
 pub use self::finding::{FindingKind, InspectFinding, UnknownFinding};
 
-/// The longest disk that an inspection accepts, 64 TiB. A copy of a longer one does not fit where images are
-/// kept.
+/// The longest disk that an inspection accepts unless [`OpenOptions::max_virtual_size`] says otherwise,
+/// 64 TiB. A copy of a longer one does not fit where images are kept.
 pub const MAX_INSPECTED_SIZE: u64 = 64 << 40;
 
 /// What was found in an image.
@@ -73,6 +73,7 @@ pub struct Inspection {
     pub bitmaps: u64,
     /// What speaks against opening it.
     pub findings: Vec<InspectFinding>,
+    max_virtual_size: u64,
 }
 
 impl Inspection {
@@ -100,6 +101,7 @@ impl Inspection {
             snapshots: 0,
             bitmaps: 0,
             findings: Vec::new(),
+            max_virtual_size: options.given_max_virtual_size().unwrap_or(MAX_INSPECTED_SIZE),
         };
         out.judge_format(given, &signatures);
         match out.format {
@@ -204,7 +206,7 @@ impl Inspection {
     /// The disk has `size` bytes.
     fn size(&mut self, size: u64) {
         self.virtual_size = Some(size);
-        let limit = MAX_INSPECTED_SIZE;
+        let limit = self.max_virtual_size;
         if size > limit {
             let message = format!("the disk has {size} bytes, more than the limit of {limit}");
             self.found(FindingKind::LimitExceeded, message);

@@ -6,6 +6,7 @@
 
 mod devices;
 mod layer;
+mod limits;
 mod past_cache;
 mod typed;
 
@@ -59,6 +60,7 @@ pub struct OpenOptions {
     snapshot: Option<SnapshotRef>,
     policy: ReferencePolicy,
     max_depth: u32,
+    max_virtual_size: Option<u64>,
     with_backing: bool,
     past_cache: bool,
     read_back: bool,
@@ -82,6 +84,7 @@ impl Default for OpenOptions {
             snapshot: None,
             policy: ReferencePolicy::deny(),
             max_depth: MAX_CHAIN_DEPTH,
+            max_virtual_size: None,
             with_backing: true,
             past_cache: false,
             read_back: false,
@@ -214,13 +217,6 @@ impl OpenOptions {
         self
     }
 
-    /// How many images a chain may have.
-    #[must_use]
-    pub fn max_depth(mut self, images: u32) -> Self {
-        self.max_depth = images;
-        self
-    }
-
     /// Stores whole clusters that are written compressed. A raw image, or one with a data file, is refused.
     #[must_use]
     pub fn compress(mut self, compress: bool) -> Self {
@@ -274,7 +270,10 @@ impl OpenOptions {
         opener.layers.push(reads_as_its_path.then(|| (protocol.id(), top.format)));
         let typed = opener.open_typed_backing(path)?;
         let lower = opener.open_lower_layers(below)?;
-        opener.build(top, lower, typed, own_files)
+        let image = opener.build(top, lower, typed, own_files)?;
+        // A snapshot may be longer than the disk.
+        self.check_virtual_size(image.device.len(), path)?;
+        Ok(image)
     }
 
     /// Opens the files of the qcow2 image `path` and of what it stands on, for a change of the image that
@@ -500,6 +499,7 @@ impl<'a> ChainOpener<'a> {
         };
         if format == Format::Raw {
             storage = part.of(protocol.plain_storage())?;
+            self.options.check_virtual_size(storage.len()?, &path)?;
         }
         let guessed = given.is_none();
         let mut layer = Layer { path, storage, format, guessed, data, name, snapshot: None };
@@ -507,6 +507,7 @@ impl<'a> ChainOpener<'a> {
         if format == Format::Qcow2 {
             let header =
                 Header::read(&*layer.storage).map_err(|e| e.in_file(&layer.storage.name().into()))?;
+            self.options.check_virtual_size(header.virtual_size, &layer.path)?;
             self.count_l1(&layer, &header)?;
             if layer.data.is_none() {
                 layer.data = self.open_data_file(&layer, &header)?;

@@ -143,7 +143,7 @@ impl Convert {
         self
     }
 
-    /// Locks, cache mode and NBD options of the sources; nothing else of `options` counts.
+    /// Locks, cache mode, NBD options and limits of the sources; nothing else of `options` counts.
     #[must_use]
     pub fn source_access(mut self, options: OpenOptions) -> Self {
         self.source_access = options;

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
 
+use super::LimitsArgs;
+
 /// How files are opened.
 #[derive(Debug, Args)]
 pub(crate) struct AccessArgs {
@@ -29,6 +31,9 @@ pub(crate) struct AccessArgs {
     /// Also open backing files named blkdebug:RULES:IMAGE or null-co://
     #[arg(long, help_heading = "Source")]
     pub(crate) allow_protocols: bool,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitsArgs,
 
     /// Maximum connections to one NBD export [default: 4]
     #[arg(long, value_name = "N", value_parser = RangedI64ValueParser::<u16>::new().range(1..=16), help_heading = "NBD")]

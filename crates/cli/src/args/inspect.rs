@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use blockmirror_image::{FindingKind, Format, NodeOptions};
 use clap::Args;
 
-use super::OutputArgs;
+use super::{LimitsArgs, OutputArgs};
 
 pub(super) const INSPECT_EXAMPLES: &str = "\
 Findings, each of which refuses the image (exit code 4) unless --allow names it:
@@ -46,6 +46,9 @@ pub(crate) struct InspectArgs {
     /// Do not refuse the image for this finding; may be repeated
     #[arg(long, value_name = "FINDING")]
     pub(crate) allow: Vec<FindingKind>,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitsArgs,
 
     #[command(flatten)]
     pub(crate) output: OutputArgs,

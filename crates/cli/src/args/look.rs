@@ -7,7 +7,7 @@ use blockmirror_image::{CacheMode, Format, NodeOptions, SnapshotRef};
 use clap::{Args, ValueEnum};
 
 use super::snapshot::source_snapshot;
-use super::{AccessArgs, LockArgs, OutputArgs, ProgressArgs, size};
+use super::{AccessArgs, LimitsArgs, LockArgs, OutputArgs, ProgressArgs, size};
 
 pub(super) const INFO_EXAMPLES: &str = "\
 Examples:
@@ -261,6 +261,9 @@ pub(crate) struct CheckArgs {
     /// `writethrough` and `unsafe` use it [default: writeback]
     #[arg(short = 'T', long, value_name = "CACHE", default_value = "writeback", hide_default_value = true)]
     pub(crate) source_cache: CacheMode,
+
+    #[command(flatten)]
+    pub(crate) limits: LimitsArgs,
 
     #[command(flatten)]
     pub(crate) output: OutputArgs,

@@ -13,6 +13,7 @@ mod dd;
 mod hash;
 mod inspect;
 mod kill;
+mod limits;
 mod log;
 mod measure;
 mod output;

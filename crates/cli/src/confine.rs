@@ -1,0 +1,184 @@
+//! `--limits=untrusted`: confines the process before the command opens an image.
+//!
+//! Called once, when names are settled and no thread is started. From here on the kernel lets the command
+//! open the files that its command line names, and make new ones where it has a target; headers are parsed
+//! inside. What must hold: a file that is allowed here was typed, and does not come out of an image.
+
+use std::path::{Path, PathBuf};
+
+use blockmirror_image::{directory_of, is_uri, join_name};
+use blockmirror_sandbox::{Sandbox, SandboxError};
+
+use crate::args::{AccessArgs, Command, CopyArgs, Limits};
+use crate::console::Console;
+use crate::failure::{Failure, Outcome};
+use crate::lock_policy;
+
+/// Confines the process if `command` asks for it.
+pub(crate) fn enter(console: &Console<'_>, command: &Command) -> Outcome<()> {
+    let Some(limits) = limits(command) else { return Ok(()) };
+    if !console.owns_process {
+        return Err(Failure::failed("--limits: it confines the process, which is not the command's own"));
+    }
+    let files = Files::of(command)?;
+    let sandbox = files.sandbox.memory(limits.memory).cpu_seconds(limits.time);
+    if !limits.sandbox {
+        return sandbox.limit_resources().map_err(Failure::failed);
+    }
+    if let Some(uri) = files.uri {
+        return Err(Failure::usage(format_args!(
+            "--limits: {}: no server is connected to from the sandbox; untrusted,no-sandbox goes without it",
+            uri.display()
+        )));
+    }
+    sandbox.enter().map_err(|error| match error {
+        SandboxError::NoLandlock(_) | SandboxError::Seccomp(_) | SandboxError::Machine(_) => {
+            Failure::failed(format_args!("{error}; --limits=untrusted,no-sandbox goes without it"))
+        }
+        error => Failure::failed(error),
+    })
+}
+
+/// The limits that `command` has.
+fn limits(command: &Command) -> Option<Limits> {
+    let args = match command {
+        Command::Mirror(args) => args.copy.access.limits,
+        Command::Convert(args) => args.copy.access.limits,
+        Command::Dd(args) => args.access.limits,
+        Command::Info(args) => args.access.limits,
+        Command::Map(args) => args.access.limits,
+        Command::Measure(args) => args.access.limits,
+        Command::Compare(args) => args.access.limits,
+        Command::Hash(args) => args.access.limits,
+        Command::Bench(args) => args.access.limits,
+        Command::Inspect(args) => args.limits,
+        Command::Check(args) => args.limits,
+        _ => return None,
+    };
+    args.limits
+}
+
+/// What a command line names.
+struct Files {
+    sandbox: Sandbox,
+    /// The first name that is no file.
+    uri: Option<PathBuf>,
+}
+
+impl Default for Files {
+    /// What says how the process itself is: its mounts, its descriptors, which signals it ignores.
+    fn default() -> Self {
+        Self { sandbox: Sandbox::new().read("/proc/self"), uri: None }
+    }
+}
+
+impl Files {
+    /// The files that `command` may open.
+    fn of(command: &Command) -> Outcome<Self> {
+        let mut files = Self::default();
+        match command {
+            Command::Mirror(args) => files.copy(&args.copy)?,
+            Command::Convert(args) => files.copy(&args.copy)?,
+            Command::Dd(args) => {
+                files.read(&args.input);
+                files.target(&args.output);
+                files.references(&args.access)?;
+            }
+            Command::Info(args) => files.source(&args.file, &args.access)?,
+            Command::Map(args) => files.source(&args.file, &args.access)?,
+            Command::Measure(args) => {
+                args.file.iter().for_each(|file| files.read(file));
+                files.references(&args.access)?;
+            }
+            Command::Compare(args) => {
+                files.source(&args.first, &args.access)?;
+                files.read(&args.second);
+                args.ranges.iter().for_each(|file| files.create(file));
+            }
+            Command::Hash(args) => {
+                args.images.iter().for_each(|(path, ..)| files.read(path));
+                files.references(&args.access)?;
+            }
+            Command::Bench(args) if args.write => {
+                files.write(&args.file);
+                files.references(&args.access)?;
+            }
+            Command::Bench(args) => files.source(&args.file, &args.access)?,
+            Command::Inspect(args) => files.read(&args.file),
+            Command::Check(args) if args.repair.is_some() => files.write(&args.file),
+            Command::Check(args) => files.read(&args.file),
+            _ => {}
+        }
+        Ok(files)
+    }
+
+    fn add(&mut self, path: &Path, allow: impl FnOnce(Sandbox, &Path) -> Sandbox) {
+        if is_uri(path) {
+            self.uri.get_or_insert_with(|| path.to_owned());
+            return;
+        }
+        let sandbox = std::mem::take(&mut self.sandbox);
+        self.sandbox = allow(sandbox, path);
+        if is_device(path) {
+            // Who uses a device, and what lies below it.
+            self.sandbox = std::mem::take(&mut self.sandbox).read("/sys");
+        }
+    }
+
+    fn read(&mut self, path: &Path) {
+        self.add(path, |sandbox, path| sandbox.read(path));
+    }
+
+    fn write(&mut self, path: &Path) {
+        self.add(path, |sandbox, path| sandbox.write(path));
+    }
+
+    /// A file that is made.
+    fn create(&mut self, path: &Path) {
+        self.add(path, |sandbox, path| sandbox.create_in(directory_of(path)));
+    }
+
+    /// A file that is made, written, or replaced by one beside it.
+    fn target(&mut self, path: &Path) {
+        self.write(path);
+        if !is_device(path) && !is_uri(path) {
+            self.create(path);
+            // A link is followed, and what it leads to replaced.
+            if let Ok(real) = std::fs::canonicalize(path) {
+                self.create(&real);
+            }
+        }
+    }
+
+    /// Where images may name files.
+    fn references(&mut self, args: &AccessArgs) -> Outcome<()> {
+        for directory in args.allow_backing.iter().chain(&lock_policy::lasting_directories()?) {
+            self.read(directory);
+        }
+        Ok(())
+    }
+
+    /// An image that is read, with what it may name.
+    fn source(&mut self, path: &Path, args: &AccessArgs) -> Outcome<()> {
+        self.read(path);
+        self.references(args)
+    }
+
+    fn copy(&mut self, args: &CopyArgs) -> Outcome<()> {
+        args.names.iter().for_each(|name| self.read(&name.path));
+        match args.no_create {
+            true => self.write(&args.target),
+            false => self.target(&args.target),
+        }
+        let backing = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref()));
+        backing.iter().for_each(|file| self.read(file));
+        args.checkpoint.checkpoint.iter().chain(&args.verify.ranges).for_each(|file| self.create(file));
+        args.verify.only.iter().for_each(|file| self.read(file));
+        self.references(&args.access)
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
