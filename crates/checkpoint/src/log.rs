@@ -144,6 +144,11 @@ impl Checkpoint {
         &self.identity
     }
 
+    /// Random bytes that no other log has.
+    pub fn id(&self) -> [u8; 16] {
+        self.header.id
+    }
+
     /// The regions, by number: which of them are marked.
     pub fn regions(&self) -> &ChunkBitmap {
         &self.regions

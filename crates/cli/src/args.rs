@@ -38,7 +38,7 @@ pub(crate) use bench::{BenchArgs, DdArgs};
 pub(crate) use bitmap::BitmapArgs;
 pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
 pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
-pub(crate) use checkpoint::CheckpointArgs;
+pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
@@ -237,7 +237,7 @@ mod tests {
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush no_sync in_place atomic force clean granularity speed buf_size parallel sparse_size reflink \
-             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart dry_run \
+             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart resume dry_run \
              verify ranges only output progress bar quiet sync",
         ),
         ("convert", "compress"),

@@ -7,9 +7,11 @@ use std::path::Path;
 
 use blockmirror_block::size::human_size;
 use blockmirror_image::directory_of;
-use blockmirror_ops::{CheckedConvert, CheckpointOptions, ConvertError, Interrupted, PreparedConvert};
+use blockmirror_ops::{
+    CheckedConvert, CheckpointOptions, ConvertError, Interrupted, PreparedConvert, ResumeCheck,
+};
 
-use crate::args::CopyArgs;
+use crate::args::{CopyArgs, ResumeHow};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -45,17 +47,23 @@ pub(crate) fn wanted(console: &mut Console<'_>, args: &CopyArgs, len: u64) -> Op
         Some(bytes) => options.interval(bytes),
         None => options,
     };
-    Some(options.restart(asked.restart || args.existing.clean))
+    let check = match asked.resume {
+        Some(ResumeHow::Verify) => ResumeCheck::All,
+        Some(ResumeHow::Sample) | None => ResumeCheck::Sample,
+    };
+    Some(options.restart(asked.restart || args.existing.clean).check(check))
 }
 
-/// Fails if an option is about a checkpoint, and the copy keeps none.
-pub(crate) fn check(args: &CopyArgs, checked: &CheckedConvert) -> Outcome<()> {
-    let option = match (args.checkpoint.restart, args.checkpoint.checkpoint_interval) {
-        (true, _) => "--restart",
-        (false, Some(_)) => "--checkpoint-interval",
-        (false, None) => return Ok(()),
+/// Fails if an option is about a checkpoint, and the copy keeps none: `keeps`.
+pub(crate) fn check(args: &CopyArgs, keeps: bool) -> Outcome<()> {
+    let asked = &args.checkpoint;
+    let option = match (asked.restart, asked.checkpoint_interval, asked.resume) {
+        (true, ..) => "--restart",
+        (false, Some(_), _) => "--checkpoint-interval",
+        (false, None, Some(_)) => "--resume",
+        (false, None, None) => return Ok(()),
     };
-    match checked.keeps_checkpoint() {
+    match keeps {
         true => Ok(()),
         false => Err(Failure::usage(format_args!(
             "{option}: this copy keeps no checkpoint; --checkpoint FILE asks for one"
@@ -120,8 +128,10 @@ enum Answer {
 pub(crate) fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConvert) {
     if let Some(found) = prepared.resumes() {
         let (target, partial) = (args.target.display(), found.partial.display());
-        console
-            .note(format_args!("{target}: going on with an interrupted copy: {} ({partial})", there(found)));
+        let all = matches!(args.checkpoint.resume, Some(ResumeHow::Verify));
+        let first = if all { "; what was copied is read again first" } else { "" };
+        let there = there(found);
+        console.note(format_args!("{target}: going on with an interrupted copy: {there} ({partial}){first}"));
     }
 }
 
@@ -137,6 +147,16 @@ pub(crate) fn failure(error: &ConvertError, interrupt: Option<&Interrupt>) -> Fa
             }
         }
         error => Failure::failed(format_args!("{error}; {WAYS}")).caused_by(error.device_error()),
+    }
+}
+
+/// The failure of a copy that was to go on and was not begun: what was copied before stays.
+pub(crate) fn not_gone_on(error: &ConvertError, interrupt: &Interrupt) -> Failure {
+    let failed = |way| Failure::failed(format_args!("{error}; {way}")).caused_by(error.device_error());
+    match error {
+        _ if interrupt.requested() => failed("the same command goes on there").exit(Exit::Resumable),
+        ConvertError::Changed { .. } => failure(error, None),
+        _ => failed(&*format!("what was copied stays; {WAYS}")),
     }
 }
 

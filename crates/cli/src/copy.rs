@@ -88,7 +88,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     }
     let convert = convert.checkpoint(checkpoint::wanted(console, args, source.device().len()));
     let checked = convert.check(source).map_err(|error| failure(args, error))?;
-    checkpoint::check(args, &checked)?;
+    checkpoint::check(args, checked.keeps_checkpoint())?;
     for name in checked.skipped_bitmaps() {
         let text = console.voice.skipped_bitmap(name);
         console.complain(text);
@@ -105,12 +105,18 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     }
     let checked = checkpoint::settle(console, args, checked, &interrupt)?;
     let prepared = checked.prepare().map_err(|error| failure(args, error))?;
+    // What is written in place keeps one only if that is named.
+    checkpoint::check(args, prepared.resumable().is_some())?;
     checkpoint::announce(console, args, &prepared);
     let ranges = args.verify.ranges.as_deref();
     let ranges = ranges.map(|path| RangesFile::create(path, &interrupt)).transpose()?;
     announce(console, args, &prepared, &interrupt);
     let partial = prepared.partial_paths();
+    let resumes = prepared.resumes().is_some_and(|found| found.done > 0);
     let job = prepared.start(&|| interrupt.requested()).map_err(|error| {
+        if resumes {
+            return checkpoint::not_gone_on(&error, &interrupt);
+        }
         let failure = failure(args, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;

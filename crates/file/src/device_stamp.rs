@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use blockmirror_block::{Result, Storage};
@@ -62,6 +63,10 @@ fn describe(sysfs: Sysfs<'_>, device: u64, len: u64) -> String {
             if let Some(file) = backing_file(&disk) {
                 let offset = text(&disk.join("loop/offset")).unwrap_or_default();
                 said += &format!(" file {} offset {offset}", file.display());
+                // Another file may have the name by now.
+                if let Ok(meta) = fs::metadata(&file) {
+                    said += &format!(" inode {}", meta.ino());
+                }
             }
             said
         }
@@ -118,8 +123,8 @@ mod tests {
             ("vda", &[("serial", "1")], "device 8:1 serial 1 length 4096"),
             (
                 "loop0",
-                &[("loop/backing_file", "/a"), ("loop/offset", "512")],
-                "device 8:1 file /a offset 512 length 4096",
+                &[("loop/backing_file", "/not/there"), ("loop/offset", "512")],
+                "device 8:1 file /not/there offset 512 length 4096",
             ),
             (
                 "sda/sda1",

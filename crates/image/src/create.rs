@@ -345,7 +345,8 @@ impl CreateSpec {
         self.size.next_multiple_of(SECTOR)
     }
 
-    fn qcow2(&self) -> blockmirror_qcow2::CreateOptions {
+    /// What a qcow2 image is made with.
+    pub(crate) fn qcow2(&self) -> blockmirror_qcow2::CreateOptions {
         self.settings.qcow2(self.size)
     }
 }

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::BlockDevice;
-use blockmirror_file::{FileId, FileStamp};
+use blockmirror_file::FileId;
 use blockmirror_qcow2::{CompressFilter, Qcow2};
 
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::protocol_id::ProtocolId;
+use crate::storage_stamp::StorageStamp;
 
 /// An open image.
 #[derive(Debug)]
@@ -28,9 +29,8 @@ pub struct Image {
     pub(crate) files: Vec<ProtocolId>,
     /// The images of the chain, from the top down.
     pub(crate) layers: Vec<LayerId>,
-    /// What the files of the chain were when they were opened, from the top down; `None` for what is no
-    /// regular file.
-    pub(crate) stamps: Vec<Option<FileStamp>>,
+    /// What the storages of the chain were when they were opened, from the top down; `None` for zeros.
+    pub(crate) stamps: Vec<Option<StorageStamp>>,
     /// How many of `files` are not below it.
     pub(crate) own_files: usize,
     pub(crate) notes: Vec<Note>,
@@ -171,10 +171,11 @@ impl Image {
         self.files.iter().take(self.own_files).filter_map(ProtocolId::file)
     }
 
-    /// What the files of the chain were when they were opened, from the top down. While that stays the same
-    /// the disk does. `None` if one of them is no regular file, but a block device or an export.
-    pub fn stamps(&self) -> Option<Vec<FileStamp>> {
-        self.stamps.iter().copied().collect()
+    /// What the storages of the chain were when they were opened, from the top down. While that stays the
+    /// same, and all of them [show writes](StorageStamp::shows_writes), the disk does. `None` if one of them
+    /// is nothing but zeros.
+    pub fn stamps(&self) -> Option<Vec<StorageStamp>> {
+        self.stamps.iter().cloned().collect()
     }
 
     /// Bytes of storage that the files of the chain occupied when they were opened; `None` if one of them

@@ -78,13 +78,15 @@ mod relative;
 mod resume;
 mod snapshots;
 mod stoppable;
+mod storage_stamp;
 mod target;
 
 pub use allowed::AllowedReferences;
 pub use amend::{AmendSettings, amend, amend_option_help};
 pub use bitmap::BitmapAction;
 pub use blockmirror_file::{
-    Decision, FileId, FileStamp, InPlace, Leftover, LockMode, Replacement, Surprise, TargetOptions,
+    Decision, DeviceStamp, FileId, FileStamp, InPlace, Leftover, LockMode, Replacement, Surprise,
+    TargetOptions,
 };
 pub use blockmirror_qcow2::{
     BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, Mending, NewSnapshot,
@@ -121,6 +123,7 @@ pub use reference::{
     ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, directory_of, find_name, join_name,
 };
 pub use relative::relative_name;
-pub use resume::PartialFile;
+pub use resume::{CopyPlace, PartialFile};
 pub use snapshots::{apply_snapshot, create_snapshot, delete_snapshot, snapshots};
+pub use storage_stamp::StorageStamp;
 pub use target::Target;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_file::{FileStamp, LockMode};
+use blockmirror_file::LockMode;
 use blockmirror_filter::WriteThrough;
 use blockmirror_qcow2::{Header, OverlapChecks, SnapshotRef};
 use blockmirror_raw::Part;
@@ -35,6 +35,7 @@ use crate::protocol::{BackingTarget, read_rules};
 use crate::protocol_id::ProtocolId;
 use crate::protocol_layer::{Access, ProtocolLayer};
 use crate::reference::{ReferenceError, ReferencePolicy, ReferenceRefusal, Resolved, Role, os_str};
+use crate::storage_stamp::StorageStamp;
 
 /// The deepest chain that is opened unless the caller sets another limit.
 pub const MAX_CHAIN_DEPTH: u32 = 200;
@@ -439,7 +440,7 @@ struct ChainOpener<'a> {
     options: &'a OpenOptions,
     files: Vec<ProtocolId>,
     layers: Vec<LayerId>,
-    stamps: Vec<Option<FileStamp>>,
+    stamps: Vec<Option<StorageStamp>>,
     notes: Vec<Note>,
     /// Of the layers so far.
     l1_bytes: u64,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::Storage;
-use blockmirror_file::{FileOptions, FileStamp, FileStorage, LockMode, PathHandle};
+use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_filter::{BlkdebugOptions, BlkdebugStorage, DEFAULT_NULL_SIZE, NullDisk, NullStorage};
 #[cfg(feature = "nbd")]
 use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdUri};
@@ -22,6 +22,7 @@ use crate::nbd::NbdOptions;
 use crate::protocol_id::ProtocolId;
 #[cfg(feature = "nbd")]
 use crate::protocol_id::is_uri;
+use crate::storage_stamp::StorageStamp;
 
 /// An open storage that holds an image.
 #[derive(Clone, Debug)]
@@ -116,14 +117,32 @@ impl ProtocolLayer {
         }
     }
 
-    /// The stamp of the file; `None` of what is no regular file.
-    pub(crate) fn stamp(&self) -> Result<Option<FileStamp>> {
+    /// Which storage it is; `None` of zeros.
+    pub(crate) fn stamp(&self) -> Result<Option<StorageStamp>> {
         match self {
-            Self::File(file) => Ok(file.stamp()?),
+            Self::File(file) => match file.device_stamp()? {
+                Some(device) => Ok(Some(StorageStamp::Device(device))),
+                None => Ok(file.stamp()?.map(StorageStamp::File)),
+            },
             Self::Null(_) => Ok(None),
             #[cfg(feature = "nbd")]
-            Self::Export(_) => Ok(None),
+            Self::Export(_) => {
+                let ProtocolId::Export(address, export) = self.id() else { return Ok(None) };
+                let len = self.plain_storage().len()?;
+                Ok(Some(StorageStamp::of_export(&address, &export, len)))
+            }
             Self::Failing(protocol, _) | Self::Unfinished(protocol, _) => protocol.stamp(),
+        }
+    }
+
+    /// The host file, if its bytes lie in one.
+    pub(crate) fn host_file(&self) -> Option<&Arc<FileStorage>> {
+        match self {
+            Self::File(file) => Some(file),
+            Self::Null(_) => None,
+            #[cfg(feature = "nbd")]
+            Self::Export(_) => None,
+            Self::Failing(protocol, _) | Self::Unfinished(protocol, _) => protocol.host_file(),
         }
     }
 

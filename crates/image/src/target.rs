@@ -256,6 +256,27 @@ impl Target {
         Ok(())
     }
 
+    /// Goes on with a qcow2 image that an interrupted run has written in place, which must have its mark. It
+    /// begins with `head` when it is finished. Without effect on a new file.
+    pub(crate) fn mark_again(&mut self, head: [u8; 8]) -> Result<()> {
+        if self.is_new() {
+            return Ok(());
+        }
+        let storage = self.storage();
+        if !Unfinished::marks(&*storage) {
+            let why = "it does not hold what the interrupted run has written".to_owned();
+            return Err(Error::Create { path: storage.name().into(), why });
+        }
+        self.mark()?;
+        // Seen by the image alone, while the mark stands.
+        Ok(self.storage().write_at(&head, 0)?)
+    }
+
+    /// The host file that it is, whatever is between.
+    pub(crate) fn host_file(&self) -> Option<&Arc<FileStorage>> {
+        self.protocol.host_file()
+    }
+
     pub(crate) fn protocol(&self) -> &ProtocolLayer {
         &self.protocol
     }

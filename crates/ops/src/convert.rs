@@ -20,11 +20,14 @@ mod bitmaps;
 mod check;
 mod checkpoint;
 mod error;
+mod hashed_source;
 mod identity;
 mod job;
+mod new_target;
 mod recorder;
 mod reflink;
 mod resume;
+mod resume_check;
 mod source;
 mod verify;
 
@@ -45,6 +48,7 @@ pub use check::CheckedConvert;
 pub use checkpoint::{CheckpointOptions, DEFAULT_CHECKPOINT_INTERVAL, Interrupted, Resumable};
 pub use error::{ConvertError, CopyBitmapsProblem, KeptCopy};
 pub use job::{ConvertJob, ConvertOutcome, PreparedConvert};
+pub use resume_check::ResumeCheck;
 pub use source::ConvertSource;
 pub use verify::{Mismatch, Verified, Verify};
 

@@ -146,7 +146,7 @@ pub(crate) struct CopyArgs {
     /// Do not wait until the copy is durable: if the host crashes soon after, the copy may be lost or
     /// incomplete, and with it what the target held before; an error of the system's late writes goes
     /// unnoticed. The result says `not durable`. An NBD server is flushed all the same
-    #[arg(long, conflicts_with_all = ["require_flush", "checkpoint", "checkpoint_interval", "restart", "atomic"])]
+    #[arg(long, conflicts_with_all = ["require_flush", "checkpoint", "checkpoint_interval", "restart", "resume", "atomic"])]
     #[arg(help_heading = "Target")]
     pub(crate) no_sync: bool,
 

@@ -16,6 +16,7 @@ mod parts;
 mod protocols;
 mod reflink;
 mod resume;
+mod resume_elsewhere;
 mod shared;
 mod sources;
 mod targets;

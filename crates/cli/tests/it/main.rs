@@ -22,5 +22,6 @@ mod qemu;
 mod qemu_name;
 mod resize;
 mod snapshot;
+mod target_kinds;
 mod transcripts;
 mod verify;

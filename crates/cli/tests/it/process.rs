@@ -385,7 +385,7 @@ fn a_copy_that_gave_ranges_up_has_an_exit_code_of_its_own() {
 
 /// An NBD server of one export of zeros that knows READ and WRITE and nothing else, so no FLUSH; with `hangs`
 /// it answers no request. Returns how many it has got to write.
-fn plain_server(path: &Path, len: u64, hangs: bool) -> Arc<AtomicU32> {
+pub(crate) fn plain_server(path: &Path, len: u64, hangs: bool) -> Arc<AtomicU32> {
     let listener = UnixListener::bind(path).unwrap();
     let writes = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&writes);

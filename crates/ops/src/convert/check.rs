@@ -13,7 +13,7 @@ use blockmirror_image::{
 use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, Reflink, SyncMode, plan_until};
 
 use super::bitmaps::Selected;
-use super::checkpoint::{Place, PlannedCheckpoint};
+use super::checkpoint::{ONLY_THE_TOP, Place, PlannedCheckpoint};
 use super::source::in_units;
 use super::verify::{Verification, Verify};
 use super::{Convert, ConvertError, ConvertSource, identity};
@@ -110,10 +110,11 @@ impl Convert {
         bitmaps: &Selected,
     ) -> Result<Option<PlannedCheckpoint>, ConvertError> {
         let Some(options) = &self.checkpoint else { return Ok(None) };
+        let beside = options.place == Place::Beside;
         let why = if options.is_file(&self.target) {
             "it would be the target itself"
-        } else if self.existing || is_uri(&self.target) {
-            "the target must be a new file"
+        } else if self.existing {
+            "it is written into an image that exists"
         } else if self.settings.data_file.is_some() {
             "the target has a data file"
         } else if !bitmaps.copied.is_empty() {
@@ -121,18 +122,24 @@ impl Convert {
         } else if self.verify == Some(Verify::Readback) {
             "writes of an interrupted run cannot be read back"
         } else if let Some(format) = self.target_format.or(source.format())
-            && let Some(identity) =
+            && let Some((identity, source_shows_writes)) =
                 identity::of(self, source, format, &self.settle(source, format, sync)?, sync)
         {
-            let lock = self.target_access.locked();
-            return Ok(Some(PlannedCheckpoint { options: options.clone(), identity, lock }));
+            if !source_shows_writes && sync == SyncMode::Top && !beside {
+                return Err(self.no_checkpoint(ONLY_THE_TOP));
+            }
+            // What is no file has a checkpoint only where one is named.
+            let planned = !beside || (source_shows_writes && !is_uri(&self.target));
+            let (options, lock) = (options.clone(), self.target_access.locked());
+            return Ok(planned.then_some(PlannedCheckpoint { options, identity, lock, source_shows_writes }));
         } else {
-            "the source must lie in regular files"
+            "nothing says which storage the source is"
         };
-        match options.place {
-            Place::Beside => Ok(None),
-            Place::File(_) => Err(ConvertError::NoCheckpoint { target: self.target.clone(), why }),
-        }
+        if beside { Ok(None) } else { Err(self.no_checkpoint(why)) }
+    }
+
+    fn no_checkpoint(&self, why: &'static str) -> ConvertError {
+        ConvertError::NoCheckpoint { target: self.target.clone(), why }
     }
 
     /// A hash is one of the whole disk. What is shared passes by what hashes or reads back.

@@ -20,11 +20,15 @@ use blockmirror_file::{FileOptions, FileStorage};
 use blockmirror_image::{Leftover, LockMode, Target};
 
 use super::error::ConvertError;
-use super::identity::{self, PARTIAL, PARTIAL_FILE};
+use super::identity::{self, IN_PLACE, PARTIAL, WHERE};
+use super::resume_check::ResumeCheck;
 
 /// Bytes of data from one checkpoint to the next when the caller does not say: 384 MiB. Twice as much, with
 /// the regions of the operations in flight, is less than 1 GiB for any disk up to 8 TiB.
 pub const DEFAULT_CHECKPOINT_INTERVAL: u64 = 384 << 20;
+
+/// Why there is no digest of what is copied, which is no whole disk.
+pub(super) const ONLY_THE_TOP: &str = "only the top of the source is copied, from or to what is no file";
 
 /// Where the checkpoint of a conversion is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +40,11 @@ pub(super) enum Place {
 
 /// That a conversion keeps a checkpoint, so that another one goes on where it was killed or failed.
 ///
-/// The target must be one new file, and the source must lie in regular files. A conversion that finds the
-/// checkpoint of another with the same source, target and options goes on with that.
+/// The target must be written as a whole, and lie in one file, block device or export. A conversion that
+/// finds the checkpoint of another with the same source, target and options goes on with that. A block device
+/// and an export have a checkpoint in a file that is [named](Self::file) only: it has a digest of each region
+/// that is done, by which a conversion sees whether source and target still hold what was copied
+/// ([`ResumeCheck`]).
 ///
 /// At most twice the interval is copied again, and a region for each operation in flight: copies wait for a
 /// flush.
@@ -46,13 +53,15 @@ pub struct CheckpointOptions {
     pub(super) place: Place,
     pub(super) interval: u64,
     pub(super) restart: bool,
+    pub(super) check: ResumeCheck,
 }
 
 impl CheckpointOptions {
     /// In a file beside the temporary one, where a later run finds it by the target's name. A conversion that
     /// cannot have a checkpoint goes without.
     pub fn beside() -> Self {
-        Self { place: Place::Beside, interval: DEFAULT_CHECKPOINT_INTERVAL, restart: false }
+        let (interval, check) = (DEFAULT_CHECKPOINT_INTERVAL, ResumeCheck::Sample);
+        Self { place: Place::Beside, interval, restart: false, check }
     }
 
     /// In the file `path`. A conversion that cannot have a checkpoint is refused.
@@ -74,6 +83,14 @@ impl CheckpointOptions {
         self.restart = restart;
         self
     }
+
+    /// How much of what an interrupted run has copied is read again before the conversion goes on. Default:
+    /// [`ResumeCheck::Sample`].
+    #[must_use]
+    pub fn check(mut self, check: ResumeCheck) -> Self {
+        self.check = check;
+        self
+    }
 }
 
 impl CheckpointOptions {
@@ -89,7 +106,7 @@ impl CheckpointOptions {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Interrupted {
-    /// Its temporary file.
+    /// Its temporary file; the target, if that is written in place.
     pub partial: PathBuf,
     /// Its checkpoint.
     pub checkpoint: PathBuf,
@@ -99,7 +116,8 @@ pub struct Interrupted {
     pub len: u64,
     /// Why it cannot be gone on with.
     pub changed: Option<String>,
-    pub(super) number: u32,
+    /// The number of its temporary file, unless it is written in place.
+    pub(super) number: Option<u32>,
     pub(super) stamp: String,
 }
 
@@ -126,6 +144,8 @@ pub(super) struct PlannedCheckpoint {
     pub(super) identity: Identity,
     /// How its file is locked.
     pub(super) lock: LockMode,
+    /// Whether the source would show that it was written; otherwise digests of what was copied do.
+    pub(super) source_shows_writes: bool,
 }
 
 impl PlannedCheckpoint {
@@ -138,7 +158,7 @@ impl PlannedCheckpoint {
                 let read = |leftover: &Leftover| {
                     let path = leftover.sidecar_path()?;
                     // One that was not begun, or is damaged, is no more than a file that was left behind.
-                    Some(self.describe(path, &self.open(path).ok()?, &leftovers))
+                    Some(self.describe(target, path, &self.open(path).ok()?, &leftovers))
                 };
                 let mut all: Vec<_> = leftovers.iter().filter_map(read).collect();
                 all.sort_by_key(|found| found.changed.is_some());
@@ -150,7 +170,7 @@ impl PlannedCheckpoint {
             Ok(meta) if meta.is_file() && meta.len() == 0 => Ok(None),
             // Another kind of file, or no leave to look: opening it says so.
             _ => match self.open(file) {
-                Ok(log) => Ok(Some(self.describe(file, &log, &leftovers))),
+                Ok(log) => Ok(Some(self.describe(target, file, &log, &leftovers))),
                 Err(checkpoint::Error::NotBegun { .. }) => Ok(None),
                 Err(error) => Err(error.into()),
             },
@@ -174,24 +194,29 @@ impl PlannedCheckpoint {
         Err(refused.because("it is a file of another user, or has several names").in_file(file.name()))
     }
 
-    fn describe(&self, path: &Path, log: &Checkpoint, leftovers: &[Leftover]) -> Interrupted {
-        let entry = |key| log.identity().get(key).unwrap_or_default();
-        let number = u32::from_str_radix(entry(PARTIAL), 16).unwrap_or_default();
-        let partial = leftovers.iter().find(|leftover| leftover.number() == number);
-        let differs = self.identity.first_difference(log.identity(), &[PARTIAL, PARTIAL_FILE]);
+    fn describe(&self, target: &Path, path: &Path, log: &Checkpoint, leftovers: &[Leftover]) -> Interrupted {
+        let entry = |key| log.identity().get(key);
+        let in_place = entry(IN_PLACE);
+        let number = entry(PARTIAL).map(|digits| u32::from_str_radix(digits, 16).unwrap_or_default());
+        let partial = leftovers.iter().find(|leftover| Some(leftover.number()) == number);
+        let differs = self.identity.first_difference(log.identity(), &WHERE);
         let changed = match (differs, partial) {
             (Some(key), _) => Some(identity::explain(&key)),
-            (None, None) => Some("its temporary file is gone, or in use".to_owned()),
-            (None, Some(_)) => None,
+            (None, None) if in_place.is_none() => Some("its temporary file is gone, or in use".to_owned()),
+            (None, _) => None,
         };
         Interrupted {
-            partial: partial.map_or_else(|| path.to_owned(), |partial| partial.path().to_owned()),
+            partial: match (in_place, partial) {
+                (Some(_), _) => target.to_owned(),
+                (None, Some(partial)) => partial.path().to_owned(),
+                (None, None) => path.to_owned(),
+            },
             checkpoint: path.to_owned(),
             done: log.marked_bytes(),
             len: log.disk_len(),
             changed,
-            number,
-            stamp: entry(PARTIAL_FILE).to_owned(),
+            number: if in_place.is_some() { None } else { number.or(Some(0)) },
+            stamp: identity::stamp(log.identity()).to_owned(),
         }
     }
 }

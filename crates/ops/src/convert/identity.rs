@@ -5,7 +5,7 @@
 use std::path::absolute;
 
 use blockmirror_checkpoint::Identity;
-use blockmirror_image::{CreateSettings, Format, PartialFile};
+use blockmirror_image::{CopyPlace, CreateSettings, Format, is_uri};
 use blockmirror_mirror::SyncMode;
 
 use super::{Convert, ConvertSource};
@@ -14,20 +14,29 @@ use super::{Convert, ConvertSource};
 pub(super) const PARTIAL: &str = "partial";
 /// Which file the temporary one is.
 pub(super) const PARTIAL_FILE: &str = "partial-file";
+/// Which file, block device or export is written in place.
+pub(super) const IN_PLACE: &str = "in-place";
+/// What says where the copy is.
+pub(super) const WHERE: [&str; 3] = [PARTIAL, PARTIAL_FILE, IN_PLACE];
 
 const SOURCE_FILE: &str = "source-file";
+const SOURCE_STORAGE: &str = "source-storage";
 
-/// What a conversion of `source` to a new image of `format` with all its `settings` is; `None` if the source
-/// does not lie in regular files, so that a change of it would not be seen.
+/// What a conversion of `source` to a new image of `format` with all its `settings` is, and whether a change
+/// of the source would show in that; `None` if the source lies nowhere.
 pub(super) fn of(
     convert: &Convert,
     source: &ConvertSource,
     format: Format,
     settings: &CreateSettings,
     sync: SyncMode,
-) -> Option<Identity> {
-    let mut identity = Identity::new();
-    identity.push("target", absolute(&convert.target).ok()?.as_os_str().as_encoded_bytes());
+) -> Option<(Identity, bool)> {
+    let (mut identity, mut shows_writes) = (Identity::new(), true);
+    let target = match is_uri(&convert.target) {
+        true => convert.target.clone(),
+        false => absolute(&convert.target).ok()?,
+    };
+    identity.push("target", target.as_os_str().as_encoded_bytes());
     identity.push("format", format.to_string());
     identity.push("length", source.device().len().to_string());
     identity.push("sync", format!("{sync:?}"));
@@ -43,23 +52,38 @@ pub(super) fn of(
         identity.push("source-format", image.format().to_string());
         identity.push("source-part", name.node.selection());
         for stamp in image.stamps()? {
-            identity.push(SOURCE_FILE, stamp.to_string());
+            let key = if stamp.shows_writes() { SOURCE_FILE } else { SOURCE_STORAGE };
+            shows_writes &= stamp.shows_writes();
+            identity.push(key, stamp.to_string());
         }
     }
-    Some(identity)
+    Some((identity, shows_writes))
 }
 
 /// `identity` with where the copy lies.
-pub(super) fn with_partial(mut identity: Identity, partial: &PartialFile) -> Identity {
-    identity.push(PARTIAL, format!("{:08x}", partial.number));
-    identity.push(PARTIAL_FILE, partial.stamp.to_string());
+pub(super) fn with_place(mut identity: Identity, place: &CopyPlace) -> Identity {
+    match place {
+        CopyPlace::Partial(partial) => {
+            identity.push(PARTIAL, format!("{:08x}", partial.number));
+            identity.push(PARTIAL_FILE, partial.stamp.to_string());
+        }
+        CopyPlace::InPlace(stamp) => identity.push(IN_PLACE, stamp.to_string()),
+        // A kind of place that is not known here is not gone on with.
+        other => identity.push("place", format!("{other:?}")),
+    }
     identity
+}
+
+/// What `identity` says of which storage the copy is in, as it is kept.
+pub(super) fn stamp(identity: &Identity) -> &str {
+    identity.get(IN_PLACE).or(identity.get(PARTIAL_FILE)).unwrap_or_default()
 }
 
 /// What has changed, where the entries of `key` differ.
 pub(super) fn explain(key: &str) -> String {
     match key {
         SOURCE_FILE => "a file of the source has changed, or is another one".to_owned(),
+        SOURCE_STORAGE => "a block device or an export of the source is another one".to_owned(),
         "source-format" | "source-part" | "range" | "snapshot" | "length" => {
             "the source is another".to_owned()
         }

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::Visit;
-use blockmirror_image::{
-    self as image, FileId, Format, Image, NewImage, Note, OpenOptions, PreparedImage, Target,
-};
+use blockmirror_image::{self as image, FileId, Format, Image, NewImage, Note, PreparedImage, Target};
 use blockmirror_mirror::{
     self as mirror, CheckpointSink, GranularityChoice, MirrorControl, MirrorJob, MirrorOptions,
 };
@@ -14,11 +12,12 @@ use blockmirror_mirror::{
 use super::bitmaps::Selected;
 use super::check::{CheckedConvert, TargetKind};
 use super::error::KeptCopy;
+use super::new_target::NewTarget;
 use super::recorder::Recorder;
 use super::resume::PreparedCheckpoint;
 use super::source::in_units;
 use super::verify::{Copied, Observer, Verdict, Verification, Verified};
-use super::{ConvertError, ConvertSource, Interrupted, Resumable, reflink};
+use super::{ConvertError, ConvertSource, Interrupted, Resumable};
 
 /// A conversion whose target is open for writing and holds what it held. Dropping it removes new files.
 #[derive(Debug)]
@@ -37,16 +36,6 @@ pub struct PreparedConvert {
 enum Kind {
     Existing(Box<Image>),
     New(Box<NewTarget>),
-}
-
-/// A new image before it is written.
-#[derive(Debug)]
-struct NewTarget {
-    prepared: PreparedImage,
-    checkpoint: Option<PreparedCheckpoint>,
-    /// The backing file stays locked until the image itself is open.
-    backing: Option<Image>,
-    open: OpenOptions,
 }
 
 impl CheckedConvert {
@@ -160,38 +149,13 @@ impl PreparedConvert {
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
         let Self { source, target, kind, mut mirror, bitmaps, compress, verify } = self;
-        let mut no_checkpoint = None;
-        let (image, new, recorder) = match kind {
-            Kind::Existing(image) => (*image, None, None),
+        let (image, new, recorder, no_checkpoint) = match kind {
+            Kind::Existing(image) => (*image, None, None, None),
             Kind::New(new) => {
-                let NewTarget { mut prepared, checkpoint, backing, open } = *new;
                 let copies = compress || verify.as_ref().is_some_and(Verification::sees_all_bytes);
-                reflink::check_new(&source, &prepared, &mirror, copies)?;
-                let cluster_size = prepared.cluster_size();
-                let begin = |checkpoint| {
-                    Recorder::begin(checkpoint, &mut prepared, source.device().len(), cluster_size)
-                };
-                let optional = checkpoint.as_ref().is_some_and(PreparedCheckpoint::is_optional);
-                let recorder = match checkpoint.map(begin).transpose() {
-                    Err(why) if optional => {
-                        no_checkpoint = Some(why);
-                        None
-                    }
-                    recorder => recorder?,
-                };
-                let left = recorder.as_ref().and_then(|recorder| recorder.left());
-                let new = match left.is_some() {
-                    // Zeros that are written must not give back what was preallocated.
-                    true => {
-                        mirror = mirror.unmap(!prepared.is_preallocated()).only(left);
-                        prepared.take_up()?
-                    }
-                    false => prepared.write_until(stop)?,
-                };
-                let lost = new.has_lost_contents();
-                let image = new.open(&open).map_err(|error| error.incomplete_if(lost))?;
-                drop(backing);
-                (image, Some(new), recorder)
+                let begun = new.begin(&source, &target, mirror, copies, stop)?;
+                mirror = begun.mirror;
+                (begun.image, Some(begun.new), begun.recorder, begun.no_checkpoint)
             }
         };
         if new.as_ref().is_some_and(NewImage::reads_as_zeros) {
@@ -199,7 +163,11 @@ impl PreparedConvert {
             mirror = mirror.target_is_zero(true);
         }
         let unit = image.device().geometry().cluster_size.filter(|_| compress);
-        let disks = (Arc::clone(source.device()), Arc::clone(image.device()));
+        let from = match &recorder {
+            Some(recorder) => recorder.source(source.device()),
+            None => Arc::clone(source.device()),
+        };
+        let disks = (from, Arc::clone(image.device()));
         let (disks, verify) = match verify {
             Some(verify) => {
                 let (disks, observer) = verify.observe(disks)?;
@@ -325,7 +293,9 @@ impl ConvertJob {
         // If only the last step has failed, the file has its name, and nothing is to be gone on with.
         // What is wrong must not be gone on with either.
         let can_go_on = matches!(&copied, Err(error) if !matches!(error, ConvertError::Mismatch(_)));
-        let kept = kept.filter(|(partial, ..)| can_go_on && partial.exists());
+        let kept = kept.filter(|_| can_go_on);
+        let leads = |recorder: &Arc<Recorder>| recorder.copy().is_some() && recorder.done() > 0;
+        let kept = kept.filter(|_| recorder.as_ref().is_some_and(leads));
         if let Some(recorder) = recorder.as_ref().filter(|_| kept.is_none()) {
             recorder.settle(false);
         }
@@ -398,6 +368,8 @@ impl Ending<'_> {
                 Err(cause) => return Err(self.not_verified(cause)),
             }
         }
+        // Before the copy may be used: a later run must not go on with it.
+        self.recorder.map_or(Ok(()), Recorder::retire)?;
         if let Some(new) = new {
             new.persist()?;
         }
@@ -427,7 +399,8 @@ fn keep(
     let done = recorder.done();
     recorder.settle(done > 0);
     new.keep(done > 0);
-    (done > 0).then(|| (recorder.partial().to_owned(), recorder.path().to_owned(), done))
+    let copy = recorder.copy().filter(|_| done > 0)?;
+    Some((copy.to_owned(), recorder.path().to_owned(), done))
 }
 
 #[cfg(test)]

@@ -1,35 +1,48 @@
 //! Recorder: writes the checkpoint of a running conversion, and removes it when it is of no use any more.
 //!
-//! The mirror job calls it after each flush ([`CheckpointSink`]). Must hold: a region is marked only when
-//! none of it was missing as the flush began.
+//! The mirror job calls it after each flush ([`CheckpointSink`]). Where source or target does not show
+//! whether it was written, a region is marked with the digest of what was read of the source, which the job
+//! reads through the [`HashedSource`] of this. Must hold: a region is marked only when none of it was missing
+//! as the flush began.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use blockmirror_bitmap::{DirtyBitmap, MAX_GRANULARITY};
 use blockmirror_block::sync::Mutex;
-use blockmirror_block::{self as block, ByteRange};
+use blockmirror_block::{self as block, BlockDevice, ByteRange};
 use blockmirror_checkpoint::{self as checkpoint, Checkpoint, region_size};
 use blockmirror_file::FileOptions;
-use blockmirror_image::PreparedImage;
+use blockmirror_image::{CopyPlace, PreparedImage};
 use blockmirror_mirror::{CheckpointSink, Checkpoints};
 
 use super::checkpoint::{Place, Resumable};
 use super::error::ConvertError;
+use super::hashed_source::HashedSource;
 use super::identity;
 use super::resume::PreparedCheckpoint;
+use super::resume_check::{Finished, ResumeCheck, sample, short};
 
 /// The checkpoint of a running conversion. Dropped before it is [settled](Self::settle), one that was begun
 /// anew is removed.
 #[derive(Debug)]
 pub(super) struct Recorder {
-    /// Guards the log. Leaf lock: held while a record is written, by one worker at a time.
+    /// *Guards* the log: held while a record is written, by one worker at a time. *Order*: before those of
+    /// the hashed source. *Not under it*: calls of the disks.
     log: Mutex<Checkpoint>,
     path: PathBuf,
-    partial: PathBuf,
+    /// Where the copy is: its temporary file, or the target.
+    copy: PathBuf,
+    /// Whether that keeps its name.
+    in_place: bool,
     interval: u64,
+    check: ResumeCheck,
+    /// The source, if regions are marked with digests.
+    hashed: Option<Arc<HashedSource>>,
     /// Bytes of the disk that an earlier run had copied.
     resumed: u64,
     /// Whether there is a mark in a file that stays.
@@ -39,22 +52,30 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Opens the checkpoint, or makes it, for a copy of a disk of `len` bytes.
+    /// Opens the checkpoint, or makes it, for a copy of the disk `source` to `target`.
     pub(super) fn begin(
         prepared: PreparedCheckpoint,
         image: &mut PreparedImage,
-        len: u64,
-        cluster_size: Option<u64>,
+        source: &Arc<dyn BlockDevice>,
+        target: &Path,
     ) -> Result<Arc<Self>, ConvertError> {
-        let PreparedCheckpoint { planned, path, partial, interrupted, resumable } = prepared;
-        let interval = planned.options.interval;
+        let PreparedCheckpoint { planned, path, copy, digests, interrupted, resumable } = prepared;
+        let (interval, check) = (planned.options.interval, planned.options.check);
+        let (in_place, copied_to) = match &copy {
+            CopyPlace::Partial(partial) => (false, partial.path.clone()),
+            _ => (true, target.to_owned()),
+        };
         let recorder = |log: Checkpoint, settled| {
             let (resumed, settled) = (log.marked_bytes(), AtomicBool::new(settled));
+            let hashed = log.has_digests().then(|| HashedSource::new(Arc::clone(source)).in_pieces());
             Arc::new(Self {
                 log: Mutex::new(log),
                 path: path.clone(),
-                partial: partial.path.clone(),
+                copy: copied_to.clone(),
+                in_place,
                 interval,
+                check,
+                hashed: hashed.map(Arc::new),
                 resumed,
                 resumable: resumable.clone(),
                 settled,
@@ -62,7 +83,12 @@ impl Recorder {
         };
         if interrupted.is_some() {
             let file = planned.open_file(&path, true).map_err(checkpoint::Error::from)?;
-            return Ok(recorder(Checkpoint::open(Arc::new(file))?, true));
+            let log = Checkpoint::open(Arc::new(file))?;
+            if digests && !log.has_digests() {
+                let what = "its checkpoint has no digest of what was copied".to_owned();
+                return Err(ConvertError::Changed { target: target.to_owned(), partial: copied_to, what });
+            }
+            return Ok(recorder(log, true));
         }
         // One that was named may be there, and is to be begun anew.
         let there = matches!(planned.options.place, Place::File(_)) && path.exists();
@@ -71,10 +97,15 @@ impl Recorder {
             false => FileOptions::new().lock(planned.lock).writable(true).create_new(true).open(&path),
         };
         let file = file.map_err(checkpoint::Error::from)?;
-        let identity = identity::with_partial(planned.identity.clone(), &partial);
-        let region = region_size(len, cluster_size.unwrap_or(1));
+        let identity = identity::with_place(planned.identity.clone(), &copy);
+        let region = region_size(source.len(), image.cluster_size().unwrap_or(1));
         let file = Arc::new(file);
-        let log = Checkpoint::create(Arc::clone(&file) as _, len, region, identity).inspect_err(|_| {
+        let storage = Arc::clone(&file) as _;
+        let log = match digests {
+            true => Checkpoint::create_with_digests(storage, source.len(), region, identity),
+            false => Checkpoint::create(storage, source.len(), region, identity),
+        };
+        let log = log.inspect_err(|_| {
             let _ = fs::remove_file(&path);
         })?;
         let recorder = recorder(log, false);
@@ -87,6 +118,29 @@ impl Recorder {
     /// Bytes of the disk that an earlier run had copied.
     pub(super) fn resumed(&self) -> u64 {
         self.resumed
+    }
+
+    /// What is read again of it before it goes on.
+    pub(super) fn checked(&self) -> Vec<Finished> {
+        let log = self.log.lock();
+        let numbers = match self.check {
+            ResumeCheck::All => marked(&log).flatten().collect(),
+            ResumeCheck::Sample if !log.has_digests() => Vec::new(),
+            // Nothing else is to be done, and nothing is to say that all is well but this.
+            ResumeCheck::Sample if log.marked_bytes() == log.disk_len() => marked(&log).flatten().collect(),
+            ResumeCheck::Sample => sample(&log),
+        };
+        let finished =
+            |number| Finished { number, range: range_of(&log, number), digest: log.digest(number) };
+        numbers.into_iter().map(finished).collect()
+    }
+
+    /// The source as the job reads it.
+    pub(super) fn source(&self, source: &Arc<dyn BlockDevice>) -> Arc<dyn BlockDevice> {
+        match &self.hashed {
+            Some(hashed) => Arc::clone(hashed) as _,
+            None => Arc::clone(source),
+        }
     }
 
     /// What the job has to do for it.
@@ -118,8 +172,14 @@ impl Recorder {
         &self.path
     }
 
-    pub(super) fn partial(&self) -> &Path {
-        &self.partial
+    /// Where the copy is, or has been.
+    pub(super) fn place(&self) -> &Path {
+        &self.copy
+    }
+
+    /// Where the copy is; `None` if it is there no more.
+    pub(super) fn copy(&self) -> Option<&Path> {
+        (self.in_place || self.copy.exists()).then_some(&*self.copy)
     }
 
     /// Makes it lead to nothing, durably: removing its file alone may be refused, or undone by a crash.
@@ -128,6 +188,22 @@ impl Recorder {
         self.resumable.set(false);
         let emptied = self.log.lock().invalidate();
         emptied.is_err().then(|| self.path.clone())
+    }
+
+    /// A copy in place is complete: from here on it leads to nothing, durably. It would lead to what the
+    /// target is used for later, with all of it marked.
+    ///
+    /// # Errors
+    /// It can neither be made invalid nor removed.
+    pub(super) fn retire(&self) -> Result<(), ConvertError> {
+        if !self.in_place {
+            return Ok(());
+        }
+        self.resumable.set(false);
+        match self.log.lock().invalidate() {
+            Err(error) if fs::remove_file(&self.path).is_err() => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Keeps its file for a later run, or removes it.
@@ -141,10 +217,56 @@ impl Recorder {
     }
 }
 
+/// Marks what is not `missing` with its digests. A region of which a block could be read in pieces only has
+/// none: it counts as missing.
+fn mark_hashed(
+    log: &mut Checkpoint,
+    missing: &[ByteRange],
+    hashed: &HashedSource,
+) -> Result<(), checkpoint::Error> {
+    let (mut digests, mut runs) = (BTreeMap::new(), Vec::<Range<u64>>::new());
+    for number in log.all_except(missing).into_iter().flatten() {
+        if log.regions().get(number) {
+            continue;
+        }
+        let Some(digest) = hashed.run_digest(range_of(log, number)) else { continue };
+        digests.insert(number, short(digest));
+        match runs.last_mut() {
+            Some(run) if run.end == number => run.end += 1,
+            _ => runs.push(number..number + 1),
+        }
+    }
+    log.mark_with(&runs, &mut |number| digests.get(&number).copied().unwrap_or_default())?;
+    for run in runs.into_iter().flatten() {
+        hashed.forget(range_of(log, run));
+    }
+    Ok(())
+}
+
+/// The bytes of the region `number`.
+fn range_of(log: &Checkpoint, number: u64) -> ByteRange {
+    let start = number * log.region_size();
+    ByteRange::new(start, start.saturating_add(log.region_size()).min(log.disk_len()))
+}
+
+/// The runs of marked regions.
+fn marked(log: &Checkpoint) -> impl Iterator<Item = Range<u64>> + '_ {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let run = log.regions().next_run(at)?;
+        at = run.end;
+        Some(run)
+    })
+}
+
 impl CheckpointSink for Recorder {
     fn record(&self, missing: &[ByteRange]) -> block::Result<()> {
         let mut log = self.log.lock();
-        log.mark_except(missing).map_err(|error| match error {
+        let marked = match &self.hashed {
+            Some(hashed) => mark_hashed(&mut log, missing, hashed),
+            None => log.mark_except(missing),
+        };
+        marked.map_err(|error| match error {
             checkpoint::Error::Storage(error) => error,
             error => block::Error::new(block::ErrorKind::Io, "write").because(error.to_string()),
         })?;

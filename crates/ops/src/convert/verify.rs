@@ -9,7 +9,6 @@
 //! not what it has given up, and with sync mode top not what the layers below decide.
 
 mod full;
-mod hashed_source;
 mod mismatch;
 mod written_target;
 
@@ -23,9 +22,11 @@ use blockmirror_hash::{BlockDigests, DiskHash, HashOptions};
 use blockmirror_image::{self as image, Format, Image, Kept, NewImage, OpenOptions, differences};
 use blockmirror_mirror as mirror;
 
-use self::hashed_source::HashedSource;
 use self::written_target::{Found, WrittenTarget};
+pub(super) use full::copied_ranges;
 pub use mismatch::{Mismatch, Verify};
+
+use super::hashed_source::HashedSource;
 
 /// What a verification has found to be equal.
 #[derive(Clone, Debug)]

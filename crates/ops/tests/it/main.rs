@@ -7,6 +7,7 @@ mod conformance;
 mod convert;
 mod power_cut;
 mod resume;
+mod resume_in_place;
 mod resume_trouble;
 mod stream;
 mod verify;

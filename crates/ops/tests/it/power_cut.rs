@@ -1,4 +1,5 @@
-//! Power cuts during a copy with a checkpoint: whatever the log says is done, the target has.
+//! Power cuts during a copy with a checkpoint: whatever the log says is done, the target has, and the digests
+//! in the log are those of what it has.
 //!
 //! Target and log are recorded. For every state that a power cut could leave of the log, the target is put
 //! into states that the same instant could leave of it: all that was not flushed is lost, or none of it, or
@@ -16,7 +17,8 @@ use blockmirror_block::testing::{Logged, MemoryDisk, MemoryStorage, RecordingSto
 use blockmirror_block::{
     BlockDevice, ByteRange, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
 };
-use blockmirror_checkpoint::{Checkpoint, Identity};
+use blockmirror_checkpoint::{Checkpoint, Digest, Identity};
+use blockmirror_hash::block_digest;
 use blockmirror_mirror::{CheckpointSink, Checkpoints, MirrorJob, MirrorOptions};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Repair};
 use blockmirror_raw::{Raw, RawOptions};
@@ -96,13 +98,29 @@ impl Storage for Witness {
 }
 
 #[derive(Debug)]
-struct Sink(Mutex<Checkpoint>);
+struct Sink {
+    log: Mutex<Checkpoint>,
+    source: Arc<MemoryDisk>,
+}
 
 impl CheckpointSink for Sink {
     fn record(&self, missing: &[ByteRange]) -> Result<()> {
-        self.0.lock().mark_except(missing).unwrap();
+        let mut log = self.log.lock();
+        if !log.has_digests() {
+            log.mark_except(missing).unwrap();
+            return Ok(());
+        }
+        let done = log.all_except(missing);
+        log.mark_with(&done, &mut |region| digest_of(&*self.source, region)).unwrap();
         Ok(())
     }
+}
+
+/// The digest of a region of `disk`.
+fn digest_of(disk: &dyn BlockDevice, region: u64) -> Digest {
+    let mut bytes = vec![0; REGION as usize];
+    disk.read_at(&mut bytes, region * REGION).unwrap();
+    *block_digest(&bytes).first_chunk().unwrap()
 }
 
 /// A copy that was recorded.
@@ -137,8 +155,13 @@ impl Copy {
         }
         let (own, moments) = (Arc::clone(&target), Mutex::default());
         let log = Arc::new(Witness { log: RecordingStorage::default(), target: own, moments });
-        let checkpoint = Checkpoint::create(Arc::clone(&log) as _, LEN, REGION, Identity::new()).unwrap();
-        let checkpoints = Checkpoints::new(Arc::new(Sink(Mutex::new(checkpoint))), INTERVAL);
+        let storage = Arc::clone(&log) as _;
+        let checkpoint = match rng.one_in(2) {
+            true => Checkpoint::create_with_digests(storage, LEN, REGION, Identity::new()),
+            false => Checkpoint::create(storage, LEN, REGION, Identity::new()),
+        };
+        let sink = Sink { log: Mutex::new(checkpoint.unwrap()), source: Arc::clone(&source) };
+        let checkpoints = Checkpoints::new(Arc::new(sink), INTERVAL);
         let threads = NonZeroUsize::new(rng.range(1, 4) as usize);
         let options = MirrorOptions::new().buf_size(256 << 10).threads(threads);
         let image = disk(Arc::clone(&target) as _, qcow2);
@@ -210,6 +233,9 @@ impl Copy {
             let want = &want[done.start() as usize..done.end() as usize];
             let differs = || found.iter().zip(want).position(|(a, b)| a != b).unwrap() as u64;
             assert!(found == want, "{what}: {:#x} is done, and not there", done.start() + differs());
+            for region in (done.start() / REGION..done.end() / REGION).filter(|_| log.has_digests()) {
+                assert_eq!(log.digest(region), Some(digest_of(&*image, region)), "{what}: region {region}");
+            }
         }
     }
 

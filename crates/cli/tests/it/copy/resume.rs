@@ -207,7 +207,7 @@ fn what_cannot_have_a_checkpoint_is_a_usage_error() {
     let said = place.ours_fails("convert -n -O raw -f raw --checkpoint @log @source @target", 2);
     assert_eq!(
         said,
-        "blockmirror: copy: @target: it cannot have a checkpoint: the target must be a new file"
+        "blockmirror: copy: @target: it cannot have a checkpoint: it is written into an image that exists"
     );
     for option in ["--restart", "--checkpoint-interval 64K"] {
         let said = place.ours_fails(&format!("convert -f raw {option} @source @new"), 2);

@@ -60,7 +60,7 @@ fn parts(whole: ByteRange, lost: &[ByteRange]) -> Vec<ByteRange> {
 }
 
 /// The parts of a prefix of `range` that the job had to copy, and where that ends.
-fn copied_ranges(
+pub(in crate::convert) fn copied_ranges(
     source: &dyn BlockDevice,
     range: ByteRange,
     layers: Option<u32>,

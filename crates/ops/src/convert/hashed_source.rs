@@ -1,7 +1,9 @@
-//! The source of a copy, which is hashed while it is copied.
+//! The source of a copy, which is hashed while it is copied: for a verification by hash, and for the digests
+//! of a checkpoint.
 //!
 //! Reads are answered from blocks of 1 MiB that are read as a whole, once: what is hashed is what the copy
-//! gets. A block stays in memory until all of it has been read, or others need the room.
+//! gets. A block stays in memory until all of it has been read, or others need the room. For a checkpoint a
+//! block with a bad sector is read in pieces, as the copy asks for them, and has no digest then.
 //!
 //! ```text
 //!   mover: read_at ---> block in memory? --no--> read it, hash it, record the digest
@@ -10,14 +12,16 @@
 //!                      copy the piece
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use blockmirror_block::sync::{Condvar, Mutex, MutexGuard};
 use blockmirror_block::{
     BlockDevice, ByteRange, Error, Extent, Geometry, Result, Visit, WriteFlags, ZeroFlags,
 };
-use blockmirror_hash::{BLOCK, BlockDigests, DigestRecorder, HashOptions};
+use blockmirror_hash::{
+    BLOCK, BlockDigest, BlockDigests, DigestRecorder, HashOptions, RunDigest, ZERO_DIGEST,
+};
 
 /// Blocks that are kept although nothing reads them at this moment.
 const MOST_KEPT: usize = 32;
@@ -27,6 +31,8 @@ const MOST_KEPT: usize = 32;
 pub(in crate::convert) struct HashedSource {
     inner: Arc<dyn BlockDevice>,
     recorder: DigestRecorder,
+    /// Whether pieces are read of a block that cannot be read as a whole.
+    in_pieces: bool,
     /// *Guards* the blocks in memory. *Order*: leaf. *Not under it*: device calls, hashing.
     blocks: Mutex<Blocks>,
     /// A block has been read, or could not be.
@@ -40,6 +46,8 @@ struct Blocks {
     clock: u64,
     /// Blocks that were read twice and held something else the second time.
     unstable: Vec<u64>,
+    /// Blocks that could not be read as a whole the last time.
+    unread: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -56,7 +64,31 @@ enum Slot {
 
 impl HashedSource {
     pub(super) fn new(inner: Arc<dyn BlockDevice>) -> Self {
-        Self { inner, recorder: DigestRecorder::new(), blocks: Mutex::default(), loaded: Condvar::new() }
+        let (recorder, blocks, loaded) = (DigestRecorder::new(), Mutex::default(), Condvar::new());
+        Self { inner, recorder, in_pieces: false, blocks, loaded }
+    }
+
+    /// The same of a source with bad sectors: what can be read is.
+    pub(super) fn in_pieces(mut self) -> Self {
+        self.in_pieces = true;
+        self
+    }
+
+    /// The digest of `run`, whole blocks that were copied by now: of those that were not read the source has
+    /// said that they are zeros. `None` if one of them could be read in pieces only.
+    pub(super) fn run_digest(&self, run: ByteRange) -> Option<BlockDigest> {
+        let numbers = run.start() / BLOCK..run.end().div_ceil(BLOCK);
+        if self.blocks.lock().unread.range(numbers.clone()).next().is_some() {
+            return None;
+        }
+        let mut digest = RunDigest::new();
+        numbers.for_each(|number| digest.block(self.recorder.get(number).unwrap_or(ZERO_DIGEST)));
+        Some(digest.finish())
+    }
+
+    /// Forgets the digests of `run`, whole blocks.
+    pub(super) fn forget(&self, run: ByteRange) {
+        self.recorder.forget(run.start() / BLOCK..run.end().div_ceil(BLOCK));
     }
 
     /// The blocks that were read twice and were not the same.
@@ -76,9 +108,13 @@ impl HashedSource {
         ByteRange::at(number * BLOCK, BLOCK).intersect(ByteRange::new(0, self.inner.len()))
     }
 
-    /// The block `number`, of which `wanted` bytes are asked for.
-    fn block(&self, number: u64, wanted: u64) -> Result<Arc<Vec<u8>>> {
+    /// The block `number`, of which `wanted` bytes are asked for; `None` if pieces of it are to be read.
+    fn block(&self, number: u64, wanted: u64) -> Result<Option<Arc<Vec<u8>>>> {
         let mut blocks = self.blocks.lock();
+        // It fails slowly, and would do so for each piece.
+        if self.in_pieces && blocks.unread.contains(&number) && wanted < self.range(number).len() {
+            return Ok(None);
+        }
         loop {
             match blocks.by_number.get(&number) {
                 None => break,
@@ -86,7 +122,7 @@ impl HashedSource {
                 Some(Slot::Loaded { bytes, .. }) => {
                     let bytes = Arc::clone(bytes);
                     blocks.use_part(number, wanted);
-                    return Ok(bytes);
+                    return Ok(Some(bytes));
                 }
             }
         }
@@ -97,14 +133,25 @@ impl HashedSource {
         let mut loading = Loading { source: self, number, bytes: None };
         let range = self.range(number);
         let mut bytes = vec![0; range.len() as usize];
-        self.inner.read_at(&mut bytes, range.start())?;
+        let read = self.inner.read_at(&mut bytes, range.start());
+        if self.in_pieces {
+            let mut blocks = self.blocks.lock();
+            match read {
+                Ok(()) => _ = blocks.unread.remove(&number),
+                Err(_) => {
+                    blocks.unread.insert(number);
+                    return Ok(None);
+                }
+            }
+        }
+        read?;
         if self.recorder.record(range.start(), &bytes) {
             self.blocks.lock().unstable.push(number);
         }
         let bytes = Arc::new(bytes);
         loading.bytes = Some((Arc::clone(&bytes), wanted));
         drop(loading);
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 }
 
@@ -189,7 +236,11 @@ impl BlockDevice for HashedSource {
             let from = (piece.start() - block.start()) as usize;
             let to = (piece.start() - range.start()) as usize;
             let len = piece.len() as usize;
-            buf[to..to + len].copy_from_slice(&bytes[from..from + len]);
+            let part = &mut buf[to..to + len];
+            match bytes {
+                Some(bytes) => part.copy_from_slice(&bytes[from..from + len]),
+                None => self.inner.read_at(part, piece.start())?,
+            }
             at = piece.end();
         }
         Ok(())
@@ -299,6 +350,28 @@ mod tests {
         source.read_at(&mut [0; 512], BLOCK).unwrap_err();
         source.read_at(&mut [0; 512], BLOCK).unwrap();
         assert!(source.read_at(&mut [0; 512], LEN - 511).is_err());
+    }
+
+    /// A copy that leaves out bad sectors lost all of the block around one.
+    #[test]
+    fn around_a_bad_sector_the_pieces_are_read_and_the_block_has_no_digest() {
+        let faults = Faults::new();
+        let source = HashedSource::new(Arc::new(FaultDisk::new(disk(), faults.clone()))).in_pieces();
+        let (first, second) = (ByteRange::at(BLOCK, BLOCK), ByteRange::at(2 * BLOCK, BLOCK));
+        faults.inject(Fault::on(OpKind::Read));
+        let mut piece = [0; 512];
+        source.read_at(&mut piece, BLOCK).unwrap();
+        assert_eq!((piece, source.run_digest(first)), ([3; 512], None));
+        source.read_at(&mut piece, 2 * BLOCK).unwrap();
+        let whole = blockmirror_hash::block_digest(&vec![3; BLOCK as usize]);
+        assert_eq!(source.run_digest(second), Some(whole));
+        source.read_at(&mut piece, BLOCK + 512).unwrap();
+        assert_eq!(source.run_digest(first), None, "a piece does not read the whole block again");
+        source.read_at(&mut vec![0; BLOCK as usize], BLOCK).unwrap();
+        assert_eq!(source.run_digest(first), Some(whole), "it can be read as a whole by now");
+        assert_eq!(source.run_digest(ByteRange::at(0, BLOCK)), Some(ZERO_DIGEST), "nothing was to be read");
+        source.forget(ByteRange::at(BLOCK, 2 * BLOCK));
+        assert!(source.recorder.is_empty());
     }
 
     #[test]
