@@ -113,6 +113,43 @@ fn a_descriptor_of_host_files_is_found() {
     }
 }
 
+/// What is accepted as raw QEMU probes as raw: texts of lines that may begin a description of a vmdk image,
+/// and each magic with a byte changed.
+#[test]
+fn what_is_accepted_is_raw_for_qemu_too() {
+    if !have_qemu("what_is_accepted_is_raw_for_qemu_too") {
+        return;
+    }
+    let place = Place::new();
+    let lines =
+        ["", "  ", "# x", "#", "version=1", " version=1", "version=2\r", "version=11", "version=4", "x"];
+    let texts =
+        lines.iter().flat_map(|first| lines.map(|second| format!("{first}\n{second}\n").into_bytes()));
+    let magics = [&b"QFI\xfb"[..], b"QED\0", b"KDMV", b"COWD", b"conectix", b"vhdxfile", b"LUKS\xba\xbe"];
+    let mut files: Vec<_> = texts.collect();
+    for magic in magics {
+        for at in 0..=magic.len() {
+            let mut file = magic.to_vec();
+            file.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 0x20);
+            file.resize(1 << 16, 0);
+            files.push(file);
+        }
+    }
+    let (mut accepted, mut refused) = (0, 0);
+    for file in files {
+        fs::write(place.path("image"), &file).unwrap();
+        if place.ours("inspect @image").code == 4 {
+            refused += 1;
+            continue;
+        }
+        accepted += 1;
+        let theirs = place.theirs("qemu-img", "info --output=json @image");
+        let theirs: Value = serde_json::from_str(&theirs.out).unwrap_or_default();
+        assert_eq!(theirs["format"], "raw", "{:?}", String::from_utf8_lossy(&file[..file.len().min(40)]));
+    }
+    assert!(accepted > 50 && refused > 20, "{accepted} accepted, {refused} refused");
+}
+
 /// The names of the files that a run of `line` opens, or tries to, after its program has been loaded; strace
 /// writes down the calls.
 fn opened(place: &Place, line: &str) -> Vec<String> {

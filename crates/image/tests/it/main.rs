@@ -5,3 +5,4 @@ mod compare;
 mod create;
 mod in_place;
 mod inspect;
+mod inspect_caps;
