@@ -1,12 +1,14 @@
 //! `--limits=untrusted`: confines the process before the command opens an image.
 //!
-//! Called once, when names are settled and no thread is started. From here on the kernel lets the command
-//! open the files that its command line names, and make new ones where it has a target; headers are parsed
-//! inside. What must hold: a file that is allowed here was typed, and does not come out of an image.
+//! Called when names are settled and no thread is started, and once more by a copy when all is open. From
+//! here on the kernel lets the command open the files that its command line names, and make new ones where it
+//! has a target; headers are parsed inside. What must hold: a file that is allowed here was typed, and does
+//! not come out of an image.
 
 use std::path::{Path, PathBuf};
 
 use blockmirror_image::{directory_of, is_uri, join_name};
+use blockmirror_ops::PreparedConvert;
 use blockmirror_sandbox::{Sandbox, SandboxError};
 
 use crate::args::{AccessArgs, Command, CopyArgs, Limits};
@@ -39,6 +41,24 @@ pub(crate) fn enter(console: &Console<'_>, command: &Command) -> Outcome<()> {
     })
 }
 
+/// Leaves a copy the files that it has open, and their names, before its threads start: beside the target lie
+/// files of others. A checkpoint is made later; then the target's directory stays open.
+pub(crate) fn narrow(args: &CopyArgs, prepared: &PreparedConvert) -> Outcome<()> {
+    let confined = args.access.limits.limits.is_some_and(|limits| limits.sandbox);
+    if !confined || prepared.resumable().is_some() {
+        return Ok(());
+    }
+    let mut files = Files::default();
+    args.names.iter().for_each(|name| files.read(&name.path));
+    files.references(&args.access)?;
+    let written: Vec<_> = prepared.partial_paths().into_iter().chain([args.target.clone()]).collect();
+    written.iter().for_each(|file| files.write(file));
+    for file in written.iter().chain(&args.verify.ranges) {
+        files.add(file, |sandbox, path| sandbox.rename_in(directory_of(path)));
+    }
+    files.sandbox.narrow_thread().map_err(Failure::failed)
+}
+
 /// The limits that `command` has.
 fn limits(command: &Command) -> Option<Limits> {
     let args = match command {
@@ -66,9 +86,10 @@ struct Files {
 }
 
 impl Default for Files {
-    /// What says how the process itself is: its mounts, its descriptors, which signals it ignores.
+    /// What says how the process itself is: its mounts, its descriptors, which signals it ignores, how many
+    /// processors it may use.
     fn default() -> Self {
-        Self { sandbox: Sandbox::new().read("/proc/self"), uri: None }
+        Self { sandbox: Sandbox::new().read("/proc/self").read("/sys/fs/cgroup"), uri: None }
     }
 }
 

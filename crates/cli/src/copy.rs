@@ -20,7 +20,7 @@ use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Reading};
 use crate::ranges::{self, RangesFile};
 use crate::report;
-use crate::{checkpoint, lock_policy, prompt, qemu_words, target, verify};
+use crate::{checkpoint, confine, lock_policy, prompt, qemu_words, target, verify};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -111,6 +111,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     let ranges = args.verify.ranges.as_deref();
     let ranges = ranges.map(|path| RangesFile::create(path, &interrupt)).transpose()?;
     announce(console, args, &prepared, &interrupt);
+    confine::narrow(args, &prepared)?;
     let partial = prepared.partial_paths();
     let resumes = prepared.resumes().is_some_and(|found| found.done > 0);
     let job = prepared.start(&|| interrupt.requested()).map_err(|error| {

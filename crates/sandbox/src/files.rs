@@ -38,6 +38,9 @@ pub(crate) fn restrict(sandbox: &Sandbox) -> Result<(), SandboxError> {
     for path in &sandbox.create {
         ruleset = allow(ruleset, path, write | AccessFs::MakeReg | AccessFs::RemoveFile)?;
     }
+    for path in &sandbox.rename {
+        ruleset = allow(ruleset, path, AccessFs::MakeReg | AccessFs::RemoveFile)?;
+    }
     ruleset.restrict_self()?;
     Ok(())
 }

@@ -39,6 +39,7 @@ pub struct Sandbox {
     read: Vec<PathBuf>,
     write: Vec<PathBuf>,
     create: Vec<PathBuf>,
+    rename: Vec<PathBuf>,
     memory: Option<u64>,
     cpu_seconds: Option<u64>,
 }
@@ -68,6 +69,14 @@ impl Sandbox {
     #[must_use]
     pub fn create_in(mut self, directory: impl Into<PathBuf>) -> Self {
         self.create.push(directory.into());
+        self
+    }
+
+    /// In or below `directory` files may be renamed within their directory and removed, and directories
+    /// listed. No file is opened by that.
+    #[must_use]
+    pub fn rename_in(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.rename.push(directory.into());
         self
     }
 
@@ -116,8 +125,16 @@ impl Sandbox {
     /// What the kernel lacks or refuses.
     pub fn confine_thread(&self) -> Result<(), SandboxError> {
         files::restrict(self)?;
-        // Afterwards, since it does not let Landlock's own calls pass.
         syscalls::restrict()
+    }
+
+    /// Leaves the calling thread, and the threads that it starts from now on, the files that they may open by
+    /// this and by the sandbox that they are in: when all is open that has to be.
+    ///
+    /// # Errors
+    /// What the kernel lacks or refuses.
+    pub fn narrow_thread(&self) -> Result<(), SandboxError> {
+        files::restrict(self)
     }
 }
 

@@ -67,6 +67,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_renameat2,
     libc::SYS_linkat,
     libc::SYS_umask,
+    // Rules that leave less.
+    libc::SYS_landlock_create_ruleset,
+    libc::SYS_landlock_add_rule,
+    libc::SYS_landlock_restrict_self,
     // Waiting.
     libc::SYS_ppoll,
     libc::SYS_pselect6,
@@ -172,8 +176,9 @@ const IOCTLS: [u64; 22] = [
     0xc020_660b, // FS_IOC_FIEMAP
 ];
 
-/// Requests of `prctl`: the name of a thread, and of a run of memory.
-const PRCTLS: [u64; 3] = [15, 16, 0x5356_4d41];
+/// Requests of `prctl`: the name of a thread, and of a run of memory; what the kernel gave the program at its
+/// start; no new privileges.
+const PRCTLS: [u64; 5] = [15, 16, 38, 0x4155_5856, 0x5356_4d41];
 
 pub(crate) fn restrict() -> Result<(), SandboxError> {
     let machine: TargetArch = std::env::consts::ARCH.try_into()?;
@@ -183,7 +188,7 @@ pub(crate) fn restrict() -> Result<(), SandboxError> {
     let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
     let clone3 = filter(clone3, SeccompAction::Allow, missing, machine)?;
-    // In this order: the list has no calls that set a filter. Of two errors for one call the newer filter's
+    // In this order: the list has no call that sets a filter. Of two errors for one call the newer filter's
     // would count, so the list has `clone3`.
     apply_filter(&clone3)?;
     apply_filter(&allowed)?;

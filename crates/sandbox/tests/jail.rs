@@ -107,6 +107,33 @@ fn a_target_is_made_in_its_directory_and_nowhere_else() {
     });
 }
 
+/// When all is open: what is made has its name already, and is renamed.
+#[test]
+fn a_sandbox_becomes_narrower() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let (partial, target, other) = (path("partial"), path("target"), path("other"));
+    fs::write(&other, b"other").unwrap();
+    let here = dir.path().to_owned();
+    inside(Sandbox::new().create_in(&here), move || {
+        let mut file = File::create(&partial).unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"other");
+        Sandbox::new().write(&partial).rename_in(&here).narrow_thread().unwrap();
+        assert!(refused(File::open(&other)), "beside the target");
+        assert!(refused(File::create(here.join("new"))));
+        file.write_all(b"new").unwrap();
+        file.set_len(2).unwrap();
+        fs::rename(&partial, &target).unwrap();
+        File::open(&here).unwrap().sync_all().unwrap();
+        assert_eq!(fs::read(&target).unwrap(), b"ne", "it is the file, whatever its name");
+        assert!(thread::spawn(move || refused(File::open(&other))).join().unwrap());
+        // What was not allowed before is not by more rules.
+        Sandbox::new().read("/etc").write(&target).narrow_thread().unwrap();
+        assert!(refused(File::open("/etc/passwd")));
+        fs::read(&target).unwrap();
+    });
+}
+
 #[test]
 fn nothing_is_connected_to() {
     let dir = tempfile::tempdir().unwrap();
