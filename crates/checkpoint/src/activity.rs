@@ -116,7 +116,8 @@ impl ActivityLog {
         Ok(log)
     }
 
-    /// Opens the log on `storage`. Reads at most some 1.3 MiB, whatever it says.
+    /// Opens the log on `storage`, and makes durable what it says. Reads at most some 1.3 MiB, whatever it
+    /// says.
     ///
     /// # Errors
     /// [`Error::NoCheckpoint`] if there is none, or it was [invalidated](Self::invalidate);
@@ -133,6 +134,8 @@ impl ActivityLog {
         let mut area = vec![0; header.area_len() as usize];
         storage.read_at(&mut area, header.area_at(header.generation))?;
         let replayed = replay(&header, &area).ok_or_else(|| damaged("the snapshot or a record"))?;
+        // A mark that a killed process has written, and not flushed, is believed from now on.
+        storage.flush()?;
         let Replayed { regions, used, sequence, ended } = replayed;
         // What the last record is was decided now: a crash while the next one is written must not bring
         // another one to light.

@@ -29,7 +29,7 @@ use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::reflink::Clones;
 use crate::region_log::WriteLog;
-use crate::scan::TargetContent;
+use crate::scan::{Failure, TargetContent};
 use crate::tap::Tap;
 use workers::Workers;
 pub(crate) use workers::most_by_default;
@@ -254,13 +254,17 @@ impl Engine {
         }
     }
 
-    fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) {
+    /// The last step. Fails without it if the tap has a log that cannot be ended.
+    fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) -> Result<Done, Failure> {
         if let Some(attachment) = &self.attachment
             && let Some(tap) = attachment.tap.upgrade()
         {
-            self.end_log(ending);
+            if ending == Ending::Pivot {
+                tap.end_log().map_err(Failure::at_target)?;
+            }
             tap.end(attachment.session, ending, target);
         }
+        Ok(Done::Ended)
     }
 
     /// The job is over. Whether this is the first thread to say so.
@@ -408,10 +412,7 @@ impl Engine {
         for action in &batch.actions {
             // A device that panics must end the job, not hang it: its action would never be reported.
             batch.results.push(panic::catch_unwind(AssertUnwindSafe(|| match action.work {
-                Work::End(ending) => {
-                    self.end(ending, target);
-                    Ok(Done::Ended)
-                }
+                Work::End(ending) => self.end(ending, target),
                 work => {
                     let _calls = self.calls.enter();
                     mover.perform(work).inspect_err(|failure| log::failed(work, failure))

@@ -153,6 +153,12 @@ pub enum Error {
     /// A job with a log copies the whole disk.
     #[error("a log goes with sync mode full only")]
     LogSync,
+    /// The members of a group pivot together, and each log would have to end before any of them.
+    #[error("{disk} has a log, or is to get one: it is no member of a group")]
+    LogInGroup {
+        /// The disk's name.
+        disk: String,
+    },
     /// The log cannot be attached while a write is under way, and one does not end.
     #[error("{disk}: a write of the guest does not end")]
     WriteHangs {
@@ -257,6 +263,7 @@ impl Error {
             | Self::DiskChanged { .. }
             | Self::LogAttached { .. }
             | Self::LogSync
+            | Self::LogInGroup { .. }
             | Self::WriteHangs { .. }
             | Self::Disk(_)
             | Self::SharedTarget { .. }

@@ -187,7 +187,7 @@ impl MirrorControl {
 /// A running mirror job. Dropping it cancels it and waits for its threads.
 ///
 /// ```
-/// use std::sync::{Arc, Weak};
+/// use std::sync::Arc;
 /// use blockmirror_block::testing::MemoryDisk;
 /// use blockmirror_mirror::{MirrorJob, MirrorOptions};
 ///
@@ -381,6 +381,12 @@ impl PreparedJob {
         let bitmap = options.sync_bitmap()?;
         let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
+        if notify.is_some() && (options.live_log.is_some() || tap.log_name().is_some()) {
+            return Err(Error::LogInGroup { disk: tap.title() });
+        }
+        if tap.is_mirrored() {
+            return Err(Error::Busy { disk: tap.title() });
+        }
         let log = options.live_log.as_ref().map(|live| tap.attach_log(live)).transpose()?;
         // What was promised of the target was so before an earlier job wrote to it.
         let resumed = log.as_ref().is_some_and(|(_, resumed)| *resumed);

@@ -206,6 +206,30 @@ fn model(calls: &[Call], position: usize) -> (BTreeSet<u64>, Option<&Call>) {
     (marked, None)
 }
 
+/// A process was killed between the write and the flush of an update; the next one believes the mark.
+#[test]
+fn what_an_opened_log_has_marked_survives_a_power_cut() {
+    let memory = Arc::new(MemoryStorage::new());
+    new(&memory, 8).update(&[], &[0..8]).unwrap();
+    let mut log = ActivityLog::open(Arc::clone(&memory) as _).unwrap();
+    log.update(&[1..2], &[]).unwrap();
+    let clean = memory.to_vec();
+    log.update(&[3..4], &[]).unwrap();
+    let storage = Arc::new(RecordingStorage::with_contents(&clean));
+    // The last update, without its flush.
+    let after = memory.to_vec();
+    let at = (0..clean.len()).find(|at| after[*at] != clean[*at]).unwrap() / 512 * 512;
+    storage.write_at(&after[at..at + 512], at as u64).unwrap();
+    let log = ActivityLog::open(Arc::clone(&storage) as _).unwrap();
+    assert_eq!(marked(&log), [1, 3]);
+    let opened = storage.position();
+    let points = storage.crash_points().filter(|point| point.position() >= opened);
+    for point in points {
+        let found = marked(&ActivityLog::open(Arc::new(point.storage())).unwrap());
+        assert_eq!(found, [1, 3], "{point}");
+    }
+}
+
 #[test]
 fn after_a_power_cut_no_region_is_clear_that_was_marked() {
     let mut points = 0;

@@ -87,6 +87,7 @@ impl WriteObserver for Engine {
         let mut state = self.state.lock();
         // The write waits in the log, and the core does not know it.
         self.resume_if_overdue(&mut state);
+        self.advance_clock(&mut state, self.started.elapsed());
         if state.core.flush_soon() {
             self.work.notify_all();
         }

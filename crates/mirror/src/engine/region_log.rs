@@ -11,7 +11,7 @@ use blockmirror_block::ByteRange;
 use super::{Engine, Wake};
 use crate::batch::Batch;
 use crate::error::Error;
-use crate::machine::{Core, Done, Ending, Work};
+use crate::machine::{Core, Done, Work};
 use crate::region_log::{Moment, WriteLog};
 use crate::scan::Failure;
 
@@ -61,13 +61,6 @@ impl Engine {
     pub(super) fn fail_for_log(&self, why: Arc<blockmirror_block::Error>) {
         self.with_core(Wake::All, |core, _| core.abort(Error::Log(why)));
         self.cancel_calls_if_aborting();
-    }
-
-    /// Before the last step: a log is of no use after a pivot.
-    pub(super) fn end_log(&self, ending: Ending) {
-        if let Some(log) = self.write_log().filter(|_| ending == Ending::Pivot) {
-            log.end();
-        }
     }
 
     /// Guest writes wait for room in the log only while the job makes room.

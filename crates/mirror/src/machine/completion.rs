@@ -1,5 +1,6 @@
 //! Completion of an operation: each owner gets its part of the result.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
@@ -19,7 +20,7 @@ impl Core {
             self.pacing.job_idle(self.clock);
         }
         if matches!(op.work, Work::End(_)) {
-            return self.lifecycle.ended(&self.config, &mut self.outbox);
+            return self.end_performed(result);
         }
         if self.lifecycle.is_running() {
             match result {
@@ -34,6 +35,17 @@ impl Core {
             self.flush_ended_while_aborting(op.work, result);
         }
         self.conclude_if_idle();
+    }
+
+    /// The last step was performed, or not: then the guest stays on the source.
+    fn end_performed(&mut self, result: Result<Done, Failure>) {
+        match result {
+            Err(failure) if !self.lifecycle.is_aborting() => {
+                self.lifecycle.end_failed(Error::Log(Arc::new(failure.error)), &mut self.outbox);
+                self.conclude_if_idle();
+            }
+            _ => self.lifecycle.ended(&self.config, &mut self.outbox),
+        }
     }
 
     fn succeeded(&mut self, now: Duration, op: InFlight, done: Done) {

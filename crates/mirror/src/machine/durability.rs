@@ -54,6 +54,8 @@ pub(super) struct Durability {
     checkpoints: CheckpointClock,
     /// A guest write waits for a flush that begins from now on, or will soon.
     demanded: bool,
+    /// No flush begins before this because it is demanded.
+    demand_not_before: Duration,
 }
 
 impl Durability {
@@ -69,6 +71,7 @@ impl Durability {
             final_flush: FinalFlush::default(),
             checkpoints: CheckpointClock::new(checkpoints),
             demanded: false,
+            demand_not_before: Duration::ZERO,
         }
     }
 
@@ -86,9 +89,9 @@ impl Durability {
         self.demanded = false;
     }
 
-    /// A guest write waits for a flush; whether that is news.
-    pub(super) fn demand(&mut self) -> bool {
-        !std::mem::replace(&mut self.demanded, true)
+    /// A guest write waits for a flush.
+    pub(super) fn demand(&mut self) {
+        self.demanded = true;
     }
 
     pub(super) fn flush_succeeded(&mut self) {
@@ -137,13 +140,15 @@ impl Durability {
     /// Whether it is time for a periodic flush.
     pub(super) fn is_periodic_flush_due(&self, now: Duration) -> bool {
         let due = self.interval.is_some() && now >= self.periodic_not_before && !self.unflushed.is_clean();
-        (due || self.demanded || self.checkpoints.is_due()) && now >= self.not_before
+        let demanded = self.demanded && now >= self.demand_not_before;
+        (due || demanded || self.checkpoints.is_due()) && now >= self.not_before
     }
 
     /// A flush that began at `begun` is over, whatever its result.
     pub(super) fn flush_ended(&mut self, now: Duration, begun: Duration) {
-        let Some(interval) = self.interval else { return };
         let took = now.saturating_sub(begun);
+        self.demand_not_before = now.saturating_add(took);
+        let Some(interval) = self.interval else { return };
         self.periodic_not_before = now.saturating_add(interval.max(took.saturating_mul(MAX_SHARE - 1)));
     }
 

@@ -293,6 +293,12 @@ impl Lifecycle {
         self.conclude(config, outbox);
     }
 
+    /// The last step could not be performed, and nothing has changed.
+    pub(super) fn end_failed(&mut self, error: Error, outbox: &mut Outbox) {
+        self.end_in_flight = false;
+        self.fail(error, outbox);
+    }
+
     /// Aborts the job with `error`, which replaces one that it was aborting with.
     pub(super) fn fail(&mut self, error: Error, outbox: &mut Outbox) {
         self.note_failure(&error);

@@ -89,9 +89,10 @@ impl Core {
             && !self.work.operations().is_flushing()
     }
 
-    /// A guest write needs a flush; whether that is news.
+    /// A guest write needs a flush; whether a worker has to be woken for it.
     pub(crate) fn flush_soon(&mut self) -> bool {
-        self.durability.demand()
+        self.durability.demand();
+        self.is_periodic_flush_due(self.clock)
     }
 
     /// Whether a guest write may have to wait until the job has made room in its log: the job will, by and

@@ -184,14 +184,14 @@ impl ActiveRegions {
     }
 
     /// The next update, if there is none in flight and anything to be changed. The caller performs it and
-    /// reports to [`updated`](Self::updated).
-    pub(crate) fn next_update(&mut self) -> Option<Update> {
+    /// reports to [`updated`](Self::updated). `beyond_limit`: as if there were no limit.
+    pub(crate) fn next_update(&mut self, beyond_limit: bool) -> Option<Update> {
         if self.clearing.is_some() {
             return None;
         }
         let mut marks = ChunkBitmap::new(self.marked.len());
         while let Some((&id, regions)) = self.requests.first_key_value() {
-            if self.limited && self.order.len() as u64 + marks.count() >= self.most as u64 {
+            if self.limited && !beyond_limit && self.order.len() as u64 + marks.count() >= self.most as u64 {
                 break;
             }
             let regions = regions.clone();
@@ -226,6 +226,11 @@ impl ActiveRegions {
             self.marked.set(region..region + 1);
             self.touch(region, |_| {});
         }
+    }
+
+    /// Whether a write waits for more than an update.
+    pub(crate) fn lacks_room(&self) -> bool {
+        !self.requests.is_empty()
     }
 
     /// Whether an update is in flight.

@@ -11,13 +11,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use blockmirror_block::sync::{Condvar, Mutex, MutexGuard, thread};
+use blockmirror_block::sync::{Condvar, Instant, Mutex, MutexGuard, thread};
 use blockmirror_block::{self as block, ByteRange, cancel};
 use tracing::error;
 
 use super::active::{ActiveRegions, Moment, Update};
 use super::{LogStart, RegionLog};
 
+/// If writes wait for room, and none is made for so long, they go beyond the limit: the target may be slow,
+/// or not there.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a write that waits for room asks for another flush: the last one may have come too early for
 /// any region.
 const ASK_AGAIN: Duration = Duration::from_millis(20);
@@ -39,6 +42,8 @@ pub(crate) struct WriteLog {
 struct State {
     regions: ActiveRegions,
     power: Power,
+    /// Since when a write has waited for room, and none was made.
+    short_since: Option<Instant>,
 }
 
 /// Whether writes are logged.
@@ -82,7 +87,7 @@ impl WriteLog {
         let regions = ActiveRegions::new(len, log.region_size(), &start.marked, most);
         Arc::new(Self {
             log,
-            state: Mutex::new(State { regions, power: Power::On }),
+            state: Mutex::new(State { regions, power: Power::On, short_since: None }),
             changed: Condvar::new(),
             limited: AtomicBool::new(false),
         })
@@ -271,38 +276,40 @@ impl WriteLog {
 
     /// The target is about to take the source's place: the log says so durably before this returns, and is
     /// off.
-    pub(crate) fn end(&self) {
+    ///
+    /// # Errors
+    /// It does not say so; it is off and invalid all the same.
+    pub(crate) fn end(&self) -> block::Result<()> {
         self.turn_off(|| {
             let result = self.call("end", || self.log.end());
             result.map_err(|error| self.invalidate(error))
-        });
+        })
     }
 
     /// One of the disks is about to be written past the log: the log says nothing any more, durably, before
     /// this returns, and is off.
     pub(crate) fn give_up(&self) {
-        self.turn_off(|| {
-            let result = self.call("invalidate", || self.log.invalidate());
-            result.inspect_err(|error| {
-                error!(log = self.log.name(), %error, "the log of a live job is outdated; it must be removed");
-            })
-        });
+        let result = self.turn_off(|| self.call("invalidate", || self.log.invalidate()));
+        if let Err(error) = result {
+            error!(log = self.log.name(), %error, "the log of a live job is outdated; it must be removed");
+        }
     }
 
     /// Performs the `last` operation of the log, and turns it off.
-    fn turn_off(&self, last: impl FnOnce() -> block::Result<()>) {
+    fn turn_off(&self, last: impl FnOnce() -> block::Result<()>) -> block::Result<()> {
         let mut state = self.state.lock();
         while state.is_busy() {
             state = self.changed.wait(state);
         }
         if !matches!(state.power, Power::On) {
-            return;
+            return Ok(());
         }
         state.power = Power::Ending;
         drop(state);
-        let failed = last().err();
-        self.state.lock().power = Power::Off(failed.map(Arc::new));
+        let result = last();
+        self.state.lock().power = Power::Off(None);
         self.changed.notify_all();
+        result
     }
 }
 
@@ -313,7 +320,18 @@ impl State {
     }
 
     fn next_update(&mut self) -> Option<Update> {
-        matches!(self.power, Power::On).then(|| self.regions.next_update()).flatten()
+        if self.is_busy() || !matches!(self.power, Power::On) {
+            return None;
+        }
+        let beyond = self.short_since.is_some_and(|since| since.elapsed() >= ROOM_TIMEOUT);
+        let update = self.regions.next_update(beyond);
+        if update.as_ref().is_some_and(|update| !update.clear.is_empty()) {
+            self.short_since = None;
+        }
+        if self.regions.lacks_room() {
+            self.short_since.get_or_insert_with(Instant::now);
+        }
+        update
     }
 
     /// Whether the log is being written.

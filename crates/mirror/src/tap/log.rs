@@ -80,16 +80,22 @@ impl Tap {
         }
     }
 
-    /// Whether the tap has a log. One that has ended or failed is closed.
-    pub fn has_log(&self) -> bool {
-        let present = self.state.lock().log.clone();
-        match present {
-            Some(log) if !log.is_on() => {
-                self.drop_log(&log);
-                false
-            }
-            present => present.is_some(),
+    /// The tap is about to move to another disk: a log that it has ends, durably, and is off.
+    ///
+    /// # Errors
+    /// It does not say so; it is off and invalid all the same.
+    pub(crate) fn end_log(&self) -> block::Result<()> {
+        self.write_log().map_or(Ok(()), |log| log.end())
+    }
+
+    /// The name of the tap's log, if there is one. One that has ended or failed is closed.
+    pub fn log_name(&self) -> Option<String> {
+        let present = self.state.lock().log.clone()?;
+        if present.is_on() {
+            return Some(present.log().name().to_owned());
         }
+        self.drop_log(&present);
+        None
     }
 
     /// Waits until a write to `range` may begin, if it `may_wait`. The `job` is asked for what that takes.

@@ -19,8 +19,8 @@ use blockmirror_block::{
     ZeroFlags,
 };
 use blockmirror_mirror::{
-    Begin, CopyMode, Error, Event, LiveLog, LogStart, MirrorJob, MirrorOptions, OnError, RegionLog, SyncMode,
-    Tap,
+    Begin, CopyMode, Error, Event, GroupMember, LiveLog, LogStart, MirrorGroup, MirrorJob, MirrorOptions,
+    OnError, RegionLog, SyncMode, Tap,
 };
 
 use crate::tap::{FOREVER, empty, faulty, filled, until, write};
@@ -293,16 +293,53 @@ fn the_log_has_ended_before_the_guest_is_on_the_target() {
     assert_eq!(log.marked(), []);
 }
 
+/// Else the same mirror, begun anew, would copy the old disk over the new one.
 #[test]
-fn the_last_log_record_that_fails_does_not_keep_the_guest_from_the_target() {
-    let (source, target, (log, faults)) = (filled(), empty(), Log::new());
+fn a_log_that_cannot_be_ended_keeps_the_guest_on_the_source() {
+    for invalidates in [true, false] {
+        let (source, target, (log, faults)) = (filled(), empty(), Log::new());
+        let tap = Tap::named(Arc::clone(&source) as _, "watched");
+        let job = attach(&tap, &target, options(&log));
+        until(&job, &Event::Ready);
+        faults.inject(Fault::on(OpKind::Flush).forever());
+        if !invalidates {
+            faults.inject(Fault::on(OpKind::Discard).forever());
+        }
+        job.control().complete().unwrap();
+        let Err(Error::Log(error)) = job.wait() else { panic!("it did not fail") };
+        assert_eq!(error.to_string().contains("remove the log"), !invalidates, "{error}");
+        assert_eq!(log.kept.lock().invalid, invalidates);
+        let on_source: Arc<dyn BlockDevice> = source;
+        assert!(Arc::ptr_eq(&tap.device(), &on_source));
+        write(&*tap, 0, 100, 1);
+    }
+}
+
+/// It would go on to say where the source differs from what has become newer.
+#[test]
+fn a_pivot_of_a_job_without_the_log_ends_the_log_of_the_tap() {
+    let (source, target, (log, _)) = (filled(), empty(), Log::new());
     let tap = tap(&source, &log);
     let job = attach(&tap, &target, options(&log));
     until(&job, &Event::Ready);
-    faults.inject(Fault::on(OpKind::Flush).forever());
+    job.control().keep_copy().unwrap();
+    job.wait().unwrap();
+    let job = attach(&tap, &target, MirrorOptions::new());
+    until(&job, &Event::Ready);
+    let other = Log::new().0;
+    let refused = MirrorJob::attach(&tap, empty(), options(&other)).unwrap_err();
+    assert!(matches!(refused, Error::Busy { .. }));
     job.control().complete().unwrap();
     job.wait().unwrap();
-    assert!(log.kept.lock().invalid && tap.device().name() != "watched");
+    assert!(log.kept.lock().ended && tap.log_name().is_none());
+}
+
+#[test]
+fn a_disk_with_a_log_is_no_member_of_a_group() {
+    let (log, _) = Log::new();
+    let tap = Tap::new(filled());
+    let member = || GroupMember::new(&tap, empty(), options(&log));
+    assert!(matches!(MirrorGroup::attach(vec![member()]), Err(Error::LogInGroup { .. })));
 }
 
 /// The guest's write goes on; it does so after the log has been invalidated.

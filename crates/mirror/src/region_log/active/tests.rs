@@ -28,7 +28,7 @@ fn begin(regions: &mut ActiveRegions, range: ByteRange) -> bool {
 /// A write to `range` that begins, after an update if it takes one.
 fn write(regions: &mut ActiveRegions, range: ByteRange) {
     if !begin(regions, range) {
-        let update = regions.next_update().unwrap();
+        let update = regions.next_update(false).unwrap();
         regions.updated(update);
         assert!(begin(regions, range));
     }
@@ -38,7 +38,7 @@ fn write(regions: &mut ActiveRegions, range: ByteRange) {
 fn flush(regions: &mut ActiveRegions, missing: &[ByteRange]) -> Update {
     let moment = regions.flush_begins();
     regions.flush_succeeded(moment, missing);
-    let update = regions.next_update().unwrap_or_default();
+    let update = regions.next_update(false).unwrap_or_default();
     if regions.is_updating() {
         regions.updated(update.clone());
     }
@@ -50,7 +50,7 @@ fn a_write_begins_when_all_its_regions_are_marked() {
     let mut regions = clean(4);
     let range = ByteRange::new(2 * SIZE - 1, 4 * SIZE + 1);
     assert!(regions.would_wait(range) && !begin(&mut regions, range));
-    let update = regions.next_update().unwrap();
+    let update = regions.next_update(false).unwrap();
     assert_eq!(update, Update { mark: vec![1..5], clear: vec![] });
     assert!(!begin(&mut regions, range), "it is not durable yet");
     regions.updated(update);
@@ -64,11 +64,11 @@ fn a_write_begins_when_all_its_regions_are_marked() {
 fn one_update_is_in_flight_and_takes_all_that_waits_for_the_next() {
     let mut regions = clean(8);
     assert!(!begin(&mut regions, region(1)));
-    let first = regions.next_update().unwrap();
+    let first = regions.next_update(false).unwrap();
     assert!(!begin(&mut regions, region(5)) && !begin(&mut regions, region(6)));
-    assert_eq!(regions.next_update(), None);
+    assert_eq!(regions.next_update(false), None);
     regions.updated(first);
-    assert_eq!(regions.next_update(), Some(Update { mark: vec![5..7], clear: vec![] }));
+    assert_eq!(regions.next_update(false), Some(Update { mark: vec![5..7], clear: vec![] }));
 }
 
 #[test]
@@ -105,13 +105,13 @@ fn a_full_set_takes_none_until_a_flush_makes_room_or_there_is_no_job() {
         write(&mut regions, region(number));
     }
     assert!(regions.is_short_of_room());
-    assert!(!begin(&mut regions, region(9)) && regions.next_update().is_none());
+    assert!(!begin(&mut regions, region(9)) && regions.next_update(false).is_none());
     regions.end_write(region(1));
     assert_eq!(flush(&mut regions, &[]), Update { mark: vec![9..10], clear: vec![1..2] });
     assert!(begin(&mut regions, region(9)));
-    assert!(!begin(&mut regions, region(10)) && regions.next_update().is_none());
+    assert!(!begin(&mut regions, region(10)) && regions.next_update(false).is_none());
     assert!(regions.set_limited(false));
-    assert_eq!(regions.next_update().unwrap().mark, [10..11]);
+    assert_eq!(regions.next_update(false).unwrap().mark, [10..11]);
 }
 
 #[test]
@@ -131,11 +131,11 @@ fn a_region_is_cleared_only_by_a_flush_that_began_after_its_last_write() {
     let moment = regions.flush_begins();
     regions.end_write(region(3));
     regions.flush_succeeded(moment, &[]);
-    assert_eq!(regions.next_update(), None, "it ended after the flush had begun");
+    assert_eq!(regions.next_update(false), None, "it ended after the flush had begun");
     let moment = regions.flush_begins();
     write(&mut regions, region(3));
     regions.flush_succeeded(moment, &[]);
-    assert_eq!(regions.next_update(), None, "one is inside");
+    assert_eq!(regions.next_update(false), None, "one is inside");
     regions.end_write(region(3));
     assert!(flush(&mut regions, &[region(3)]).clear.is_empty(), "it is not copied");
     assert_eq!(flush(&mut regions, &[]).clear, [3..4]);
@@ -150,15 +150,15 @@ fn a_region_that_is_being_cleared_is_marked_again_first() {
     regions.flush_succeeded(moment, &[]);
     // A write that comes before the update keeps it.
     write(&mut regions, region(3));
-    assert_eq!(regions.next_update(), None);
+    assert_eq!(regions.next_update(false), None);
     regions.end_write(region(3));
     let moment = regions.flush_begins();
     regions.flush_succeeded(moment, &[]);
-    let update = regions.next_update().unwrap();
+    let update = regions.next_update(false).unwrap();
     assert_eq!(update.clear, [3..4]);
     assert!(!begin(&mut regions, region(3)), "the update in flight clears it");
     regions.updated(update);
-    assert_eq!(regions.next_update().unwrap().mark, [3..4]);
+    assert_eq!(regions.next_update(false).unwrap().mark, [3..4]);
 }
 
 #[test]
@@ -280,7 +280,7 @@ impl Model {
 
     fn update_steps(&mut self) {
         let Some(update) = self.update.take() else {
-            self.update = self.regions.next_update();
+            self.update = self.regions.next_update(false);
             return;
         };
         let regions = |runs: &[Range<u64>]| runs.iter().cloned().flatten().collect::<Vec<_>>();

@@ -99,3 +99,25 @@ fn a_caller_that_is_cancelled_does_not_wait_for_room() {
     full.gate.open();
     end(full.job);
 }
+
+/// The guest of a mirror whose target is gone goes on, as the policy wants it to.
+#[test]
+fn a_target_that_is_gone_keeps_no_write_waiting_for_good() {
+    let (source, target, (log, _)) = (filled(), empty(), Log::new());
+    let (gone, faults) = faulty(&target);
+    let tap = tap(&source, &log);
+    let live = LiveLog::new(Arc::clone(&log) as _).active_regions(2);
+    let options = MirrorOptions::new().on_target_error(OnError::Ignore).live_log(live);
+    let job = attach(&tap, &gone, options);
+    until(&job, &Event::Ready);
+    faults.inject(Fault::on(OpKind::Write).forever());
+    faults.inject(Fault::on(OpKind::Flush).forever());
+    for region in 0..4 {
+        write(&*tap, region * REGION, 10, 200);
+    }
+    assert_eq!(log.marked(), [0, 1, 2, 3]);
+    faults.heal();
+    job.control().complete().unwrap();
+    job.wait().unwrap();
+    assert!(target.contents().unwrap() == source.contents().unwrap());
+}
