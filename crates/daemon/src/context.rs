@@ -3,6 +3,7 @@
 
 mod lengths;
 mod nodes;
+mod written;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use blockmirror_block::sync::Mutex;
 use blockmirror_image::{Format, ReferencePolicy, check_backing, directory_of, join_name};
 use blockmirror_qmp::QmpError;
 use serde_json::{Map, Value};
+
+pub(crate) use written::{Place, WrittenPlaces};
 
 use crate::Reply;
 use crate::errors::qmp_error;
@@ -29,6 +32,7 @@ pub(crate) struct Context {
     pub(crate) graph: Mutex<Graph>,
     pub(crate) exported_bitmaps: ExportedBitmaps,
     pub(crate) events: Events,
+    pub(crate) written: Arc<WrittenPlaces>,
     /// Directories whose files images may refer to, beside their own.
     allowed: Vec<PathBuf>,
     /// The same, but not for data files, which may be written to.
@@ -44,6 +48,7 @@ impl Context {
             graph: Mutex::default(),
             exported_bitmaps: ExportedBitmaps::default(),
             events: Events::default(),
+            written: Arc::default(),
             allowed,
             readable,
         })

@@ -21,6 +21,7 @@ mod node;
 mod node_device;
 mod retarget;
 mod stored_bitmaps;
+mod write_watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -12,6 +12,7 @@
 
 mod chain;
 mod claims;
+mod live_log;
 mod log;
 mod mirror;
 mod resume;
@@ -40,6 +41,7 @@ use crate::ids::is_well_formed;
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use claims::Claims;
+pub(crate) use live_log::{FileLog, LiveLogs};
 pub(crate) use log::job_span;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
@@ -156,6 +158,7 @@ pub(crate) struct JobOptions {
 #[derive(Debug)]
 pub(crate) struct Jobs {
     context: Arc<Context>,
+    live_logs: LiveLogs,
     table: Mutex<BTreeMap<String, Arc<Job>>>,
     /// Jobs that are about to start. *Order*: before the table.
     reserved: Arc<Mutex<ReservedIds>>,
@@ -181,7 +184,12 @@ impl Drop for ReservedId {
 impl Jobs {
     /// No jobs; they work on nodes of `context`.
     pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
-        Arc::new(Self { context, table: Mutex::default(), reserved: Arc::default() })
+        Arc::new(Self {
+            context,
+            live_logs: LiveLogs::default(),
+            table: Mutex::default(),
+            reserved: Arc::default(),
+        })
     }
 
     /// Reserves `id` for a new job, until that is in the table, and a thread that is to report its events:

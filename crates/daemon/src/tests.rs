@@ -15,6 +15,7 @@ mod hmp;
 mod host;
 mod hung;
 mod internal_snapshot;
+mod live_log;
 mod objects;
 mod overlap_check;
 mod overlay;

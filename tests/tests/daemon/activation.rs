@@ -21,7 +21,7 @@ use blockmirror_testing::scratch::scratch;
 use serde_json::json;
 
 /// Set in the process that is to be the daemon: its arguments, one a line.
-const CHILD: &str = "BLOCKMIRROR_TEST_DAEMON";
+pub(crate) const CHILD: &str = "BLOCKMIRROR_TEST_DAEMON";
 const SIZE: u64 = 1 << 20;
 
 #[test]

@@ -7,6 +7,7 @@ mod commands;
 mod common;
 mod ctl;
 mod guest;
+mod live_log;
 mod nbd;
 mod qmp_library;
 mod qmp_reference;

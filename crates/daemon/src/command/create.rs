@@ -168,7 +168,11 @@ fn blockdev_create(services: &Arc<Services>, session: &Session, args: CreateArgs
         ImageArgs::Other => Err(QmpError::generic("Driver does not support blockdev-create")),
     };
     let handle = match work {
-        Ok(work) => SimpleJob::start(&job, work),
+        Ok(work) => {
+            // A log must not say anything of what is about to be written.
+            services.context.rewritten_below(&held.attachments);
+            SimpleJob::start(&job, work)
+        }
         Err(error) => SimpleJob::failed(&job, error.desc),
     };
     let at_end: AtEnd = Box::new(move |context| {

@@ -68,6 +68,7 @@ impl DriveMirrorArgs {
             x_reflink: args.x_reflink,
             auto_finalize: args.auto_finalize,
             auto_dismiss: args.auto_dismiss,
+            x_log: None,
         }
     }
 }

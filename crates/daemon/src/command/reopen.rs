@@ -149,6 +149,9 @@ impl Change {
             )));
         }
         let common = Common::new(&common, from_above.unwrap_or_else(|| inherited(&graph, node)))?;
+        if common.no_flush && !node.device.options().no_flush && node.device.watch().has_log() {
+            return Err(cannot_change("cache.no-flush"));
+        }
         let mut files = Vec::new();
         if common.direct != node.direct {
             above.iter().chain([&name]).try_for_each(|name| graph.check_no_job(name))?;

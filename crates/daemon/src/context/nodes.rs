@@ -15,6 +15,7 @@ impl Context {
     /// Closes nodes, as [`close_released`] does, and brings lengths of nodes that stay up to date. Not to be
     /// called under a lock.
     pub(crate) fn close(&self, released: Released) {
+        self.written.note_closed(&released.gone);
         close_released(released.gone);
         self.refresh(released.stale);
     }
@@ -32,14 +33,20 @@ impl Context {
         self.close(released);
     }
 
-    /// An image was made in the nodes of `attachments`: bitmaps of all that they stand on did not see it.
+    /// An image is, or was, made in the nodes of `attachments`: bitmaps and logs of all that they stand on do
+    /// not see it. Not to be called under a lock.
     pub(crate) fn rewritten_below(&self, attachments: &[AttachmentId]) {
-        let graph = self.graph.lock();
-        for node in attachments.iter().filter_map(|id| graph.attachment(*id)) {
-            graph
-                .taps_from_top(graph.all_below(&node.node).into_iter().map(str::to_owned).collect())
-                .iter()
-                .for_each(|tap| tap.note_rewritten());
+        let nodes: Vec<_> = {
+            let graph = self.graph.lock();
+            let nodes = attachments.iter().filter_map(|id| graph.attachment(*id));
+            let below = nodes.flat_map(|node| graph.all_below(&node.node));
+            let node = |node: &Node| (Arc::clone(&node.tap), Arc::clone(&node.device));
+            below.filter_map(|name| graph.get(name)).map(node).collect()
+        };
+        for (tap, device) in nodes {
+            tap.note_rewritten();
+            tap.give_up_log();
+            device.watch().note_rewritten();
         }
     }
 
@@ -51,10 +58,13 @@ impl Context {
         self.close(released);
     }
 
-    /// A job writes, or has written, to the device of `name`: bitmaps that record there cannot tell where.
+    /// A job writes, or has written, to the device of `name`: neither bitmaps that record there nor a log can
+    /// tell where. Not to be called under a lock.
     pub(crate) fn note_rewritten(&self, name: &str) {
-        if let Some(node) = self.graph.lock().get(name) {
-            node.tap.note_rewritten();
+        let tap = self.graph.lock().get(name).map(|node| Arc::clone(&node.tap));
+        if let Some(tap) = tap {
+            tap.note_rewritten();
+            tap.give_up_log();
         }
     }
 

@@ -11,6 +11,8 @@ use blockmirror_block::{
     Storage, Visit, WriteFlags, ZeroFlags, zero,
 };
 
+use super::write_watch::WriteWatch;
+
 /// The options that all drivers have.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct DeviceOptions {
@@ -55,6 +57,7 @@ pub(crate) struct NodeDevice {
     /// May change while requests run: a request sees each as it was or as it is.
     switches: Switches,
     stats: Stats,
+    watch: WriteWatch,
 }
 
 /// The driver's device.
@@ -119,6 +122,7 @@ impl NodeDevice {
             device: ArcSwap::from_pointee(Driven(device)),
             switches,
             stats: Stats::default(),
+            watch: WriteWatch::default(),
         })
     }
 
@@ -143,6 +147,22 @@ impl NodeDevice {
         &self.stats
     }
 
+    /// Whether it was asked to write anything, whatever came of it.
+    pub(crate) fn was_written(&self) -> bool {
+        let was_asked = |counter: &Counter| {
+            let done = counter.operations.load(Ordering::Acquire);
+            done > 0 || counter.failed.load(Ordering::Acquire) > 0
+        };
+        // Clones count there alone.
+        let cloned = self.stats.highest_write.load(Ordering::Acquire) > 0;
+        was_asked(&self.stats.writes) || was_asked(&self.stats.unmaps) || cloned || self.watch.was_rewritten()
+    }
+
+    /// What logs of live mirrors watch.
+    pub(crate) fn watch(&self) -> &WriteWatch {
+        &self.watch
+    }
+
     /// The options.
     pub(crate) fn options(&self) -> DeviceOptions {
         self.switches.get()
@@ -162,6 +182,7 @@ impl NodeDevice {
         if self.options().read_only {
             return Err(Error::new(ErrorKind::ReadOnly, operation).because("the node is read-only"));
         }
+        self.watch.before_write();
         Ok(())
     }
 }

@@ -8,15 +8,15 @@ use blockmirror_file::FileStorage;
 use blockmirror_filter::NullDisk;
 use blockmirror_image_lock::Permission;
 use blockmirror_mirror::{
-    BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, MirrorControl, MirrorGroup,
-    MirrorJob, MirrorOptions, PreparedJob, Progress, Reflink, Refused, SyncMode,
+    BitmapMode, Convergence, CopyMode, Error, ErrorKind, Event, GroupMember, LiveLog, MirrorControl,
+    MirrorGroup, MirrorJob, MirrorOptions, PreparedJob, Progress, Reflink, Refused, SyncMode,
 };
 use blockmirror_qmp::{QmpError, Session};
 use serde_json::{Value, json};
 
 use super::{
-    AtEnd, CANCELLED, Claims, Figures, Job, JobCommand, JobHandle, JobOptions, Jobs, ReservedId, SimpleJob,
-    job_span, system_words,
+    AtEnd, CANCELLED, Claims, Figures, FileLog, Job, JobCommand, JobHandle, JobOptions, Jobs, ReservedId,
+    SimpleJob, job_span, system_words,
 };
 use crate::Reply;
 use crate::arguments::Int64;
@@ -39,6 +39,8 @@ pub(crate) struct MirrorRequest {
     reserved: Option<ReservedId>,
     /// A name that has to be free, although no node gets it.
     filter: Option<String>,
+    /// The file of the log.
+    log: Option<String>,
     pub(crate) options: MirrorOptions,
 }
 
@@ -49,6 +51,7 @@ pub(crate) struct Prepared {
     attachments: Vec<AttachmentId>,
     /// The devices of the target.
     claims: Claims,
+    log: Option<Arc<FileLog>>,
     tap: Arc<blockmirror_mirror::Tap>,
     target: Arc<dyn BlockDevice>,
 }
@@ -72,6 +75,9 @@ impl MirrorRequest {
             .target_is_zero(args.target_is_zero.unwrap_or(false))
             .reflink(args.x_reflink.map_or(Reflink::Auto, Reflink::from))
             .copy_mode(args.copy_mode.map_or(CopyMode::Background, CopyMode::from));
+        if args.x_log.is_some() && args.sync != Sync::Full {
+            return Err(QmpError::generic(format!("sync mode '{}' does not use a log", args.sync.name())));
+        }
         if let Some((name, mode)) = sync_bitmap(&args)? {
             options = options.bitmap(name, mode);
         }
@@ -109,6 +115,7 @@ impl MirrorRequest {
             target: args.target,
             reserved: None,
             filter: args.filter_node_name,
+            log: args.x_log,
             options,
         })
     }
@@ -236,12 +243,24 @@ impl Jobs {
         let id = request.job.id.clone();
         let held = hold_mirror(&self.context, request).and_then(|mut prepared| {
             let target = prepared.request.target.clone();
+            self.context.note_rewritten(&target);
             let claims = Claims::of_node(&self.context, &target)
                 .and_then(|claims| self.context.keep_bitmaps_in_use(&target).map(|()| claims));
             prepared.claims = claims.inspect_err(|_| self.forget_mirror(&prepared))?;
+            self.open_log(&mut prepared).inspect_err(|_| self.forget_mirror(&prepared))?;
             Ok(prepared)
         });
         self.refused_start(&id, held)
+    }
+
+    /// Opens the log of a mirror that is to have one.
+    fn open_log(&self, prepared: &mut Prepared) -> Reply<()> {
+        let Prepared { request, tap, .. } = prepared;
+        let Some(path) = &request.log else { return Ok(()) };
+        let log = self.live_logs.open(&self.context, path, (&request.source, &request.target), tap)?;
+        request.options = request.options.clone().live_log(LiveLog::new(Arc::clone(&log) as _));
+        prepared.log = Some(log);
+        Ok(())
     }
 
     /// Starts a mirror whose nodes are held.
@@ -347,13 +366,16 @@ impl Jobs {
 
     /// Puts a mirror that runs into the table.
     fn add_mirror(self: &Arc<Self>, session: Option<&Session>, job: MirrorJob, prepared: Prepared) {
-        let Prepared { request, attachments, claims, tap, target } = prepared;
+        let Prepared { request, attachments, claims, log, tap, target } = prepared;
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
         let handle = Mirror { control, target: target_name.clone() };
         let at_end: AtEnd = Box::new(move |context| {
             // Its threads end with it; the result has been reported already.
             let _ = job.wait();
+            if let Some(log) = log {
+                log.job_ended();
+            }
             drop(claims);
             mirror_ended(context, &tap, &target, &source_name, &target_name, &attachments);
         });
@@ -417,7 +439,7 @@ fn hold_mirror(context: &Context, request: MirrorRequest) -> Reply<Prepared> {
     };
     tap_of_target.note_rewritten();
     let attachments = vec![on_source, on_target];
-    Ok(Prepared { request, attachments, claims: Claims::default(), tap, target: device })
+    Ok(Prepared { request, attachments, claims: Claims::default(), log: None, tap, target: device })
 }
 
 /// The end of a mirror: the target is in the place of the source, or it is free again. What lies below the

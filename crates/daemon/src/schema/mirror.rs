@@ -151,5 +151,9 @@ mirror_arguments! {
     } contents {} pace {
         filter_node_name: Option<String> = "filter-node-name", "a free name; no node gets it, as none is \
          put in front";
-    } end {}
+    } end {
+        x_log: Option<String> = "x-log", "a file in which the mirror keeps what the target lacks: the same \
+         mirror with the same file goes on after the daemon was killed; with `sync` full only"
+            [default "none", ours];
+    }
 }

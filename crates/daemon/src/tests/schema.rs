@@ -171,7 +171,8 @@ const EFFECTIVE: &str = "
     blockdev-mirror.filter-node-name blockdev-mirror.granularity blockdev-mirror.job-id
     blockdev-mirror.on-source-error blockdev-mirror.on-target-error blockdev-mirror.replaces
     blockdev-mirror.speed blockdev-mirror.sync blockdev-mirror.target blockdev-mirror.target-is-zero
-    blockdev-mirror.x-reflink blockdev-reopen.options drive-mirror.auto-dismiss drive-mirror.auto-finalize drive-mirror.bitmap
+    blockdev-mirror.x-log blockdev-mirror.x-reflink blockdev-reopen.options
+    drive-mirror.auto-dismiss drive-mirror.auto-finalize drive-mirror.bitmap
     drive-mirror.bitmap-mode drive-mirror.buf-size drive-mirror.copy-mode drive-mirror.device
     drive-mirror.filter-node-name drive-mirror.format drive-mirror.granularity drive-mirror.job-id
     drive-mirror.mode drive-mirror.node-name drive-mirror.on-source-error drive-mirror.on-target-error
