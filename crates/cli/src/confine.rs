@@ -45,7 +45,8 @@ pub(crate) fn enter(console: &Console<'_>, command: &Command) -> Outcome<()> {
 /// files of others. A checkpoint is made later; then the target's directory stays open.
 pub(crate) fn narrow(args: &CopyArgs, prepared: &PreparedConvert) -> Outcome<()> {
     let confined = args.access.limits.limits.is_some_and(|limits| limits.sandbox);
-    if !confined || prepared.resumable().is_some() {
+    let keeps_checkpoint = prepared.resumable().is_some() || args.checkpoint.checkpoint.is_some();
+    if !confined || keeps_checkpoint {
         return Ok(());
     }
     let mut files = Files::default();

@@ -71,6 +71,7 @@ fn commands_work_inside() {
         ("convert --limits=untrusted --in-place -O raw disk out/b", "out/b"),
         ("convert --limits=untrusted -n -O raw disk out/b", "out/b"),
         ("mirror --limits=untrusted --verify=hash disk out/c", "out/c"),
+        ("convert --limits=untrusted --checkpoint=out/log --in-place -O raw disk out/b", "out/b"),
         ("mirror --limits=untrusted --checkpoint=out/log --verify=full disk out/d", "out/d"),
         ("dd --limits=untrusted -O qcow2 if=disk of=out/e bs=64K", "out/e"),
     ] {
