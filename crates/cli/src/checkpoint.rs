@@ -129,7 +129,14 @@ pub(crate) fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &Pr
     if let Some(found) = prepared.resumes() {
         let (target, partial) = (args.target.display(), found.partial.display());
         let all = matches!(args.checkpoint.resume, Some(ResumeHow::Verify));
-        let first = if all { "; what was copied is read again first" } else { "" };
+        let first = match all {
+            true => "; what was copied is read again first",
+            false if prepared.resumes_unseen() => {
+                "; nothing else may have been written to source or target since: a sample is read, \
+                 --resume=verify reads all"
+            }
+            false => "",
+        };
         let there = there(found);
         console.note(format_args!("{target}: going on with an interrupted copy: {there} ({partial}){first}"));
     }

@@ -117,6 +117,18 @@ impl PreparedConvert {
         }
     }
 
+    /// Whether the copy goes on with disks that do not show whether they were written since: block devices,
+    /// exports, what is written in place. A sample of them is read then
+    /// ([`ResumeCheck`](super::ResumeCheck)).
+    pub fn resumes_unseen(&self) -> bool {
+        match &self.kind {
+            Kind::New(new) => {
+                new.checkpoint.as_ref().is_some_and(|kept| kept.digests && kept.interrupted.is_some())
+            }
+            Kind::Existing(_) => false,
+        }
+    }
+
     /// If the copy keeps a checkpoint: whether it can be gone on with, from now to its end. Its temporary
     /// files must not be removed then when the process ends.
     pub fn resumable(&self) -> Option<Resumable> {

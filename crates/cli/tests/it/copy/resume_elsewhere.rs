@@ -45,6 +45,7 @@ fn goes_on(place: &Place, format: &str, source: &str, target: &str) {
     let ran = again(place, format, source, target, "");
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(ran.err.contains("going on with an interrupted copy"), "{ran:?}");
+    assert!(ran.err.contains("nothing else may have been written to source or target since"), "{ran:?}");
     let outcome: Value = serde_json::from_str(&ran.out).unwrap();
     let figure = |name: &str| outcome[name].as_u64().unwrap();
     assert!(figure("resumed") >= 24 * MIB && figure("resumed") + figure("copied") == LEN, "{outcome}");
