@@ -74,7 +74,9 @@ impl Jobs {
         }
         // For the time of the job, if it was not.
         let writable = self.context.make_writable(device)?;
-        let plan = match StreamPlan::new(&mut self.context.graph.lock(), &request, device, base) {
+        // The graph is not locked while the node is given back.
+        let plan = StreamPlan::new(&mut self.context.graph.lock(), &request, device, base);
+        let plan = match plan {
             Ok(plan) => plan,
             Err(error) => {
                 self.context.make_read_only(writable);

@@ -112,6 +112,27 @@ fn a_base_that_somebody_else_holds_is_not_written() {
     assert_eq!(client.is_read_only(&names[2]), (true, true));
 }
 
+/// The daemon hung: it gave the image back, which it had opened for writing, while it had the graph locked.
+#[test]
+fn a_stream_that_is_refused_gives_its_image_back() {
+    let mut client = Client::new();
+    client.image("base.qcow2", 1, None);
+    client.image("mid.qcow2", 2, Some("base.qcow2"));
+    client.image("top.qcow2", 3, Some("mid.qcow2"));
+    client.add("base", "base.qcow2", Value::Null);
+    let socket = json!({"type": "unix", "data": {"path": client.path("nbd.sock")}});
+    client.run("nbd-server-start", json!({"addr": socket}));
+    client.run("block-export-add", json!({"type": "nbd", "id": "e", "node-name": "base", "writable": true}));
+    let file = |client: &Client, name: &str| json!({"driver": "file", "filename": client.path(name)});
+    let mid = json!({"driver": "qcow2", "file": file(&client, "mid.qcow2"), "backing": "base"});
+    let top = file(&client, "top.qcow2");
+    client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "top", "file": top, "backing": mid}));
+    let mid = client.backing("top").unwrap();
+    let text = client.refused("block-stream", json!({"job-id": "s", "device": mid}));
+    assert!(text.starts_with("Permission conflict on node 'base'"), "{text}");
+    assert_eq!(client.is_read_only(&mid), (true, true));
+}
+
 /// Whose file was given `read-only` is not written by anything, inside the options of the node or by name;
 /// what only follows its parent, or may fall back to reading, is opened for writing for the time of a job.
 #[test]
