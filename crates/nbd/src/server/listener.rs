@@ -1,15 +1,23 @@
 //! Where clients come in: Unix and TCP sockets, made here or inherited.
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::net::{SocketFlags, SocketType, sockopt};
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt,
+};
 
 use super::ServerError;
+
+/// Clients that may wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// A socket that listens. Given to [`Server::listen`](super::Server::listen), which closes it when the server
 /// stops.
@@ -28,7 +36,38 @@ impl Listener {
     /// # Errors
     /// Another server answers there, something that is no socket is there, or the system refuses.
     pub fn unix(path: impl AsRef<Path>) -> Result<Self, ServerError> {
-        let path = path.as_ref();
+        Self::bind_unix(path.as_ref(), |path| Ok(UnixListener::bind(path)?.into()))
+    }
+
+    /// The same; the file has the permissions `mode`, less those that the umask takes away, from the moment
+    /// at which it is there. Who may write to it may connect.
+    ///
+    /// ```
+    /// use std::os::unix::fs::PermissionsExt;
+    /// use blockmirror_nbd::server::Listener;
+    ///
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("nbd.sock");
+    /// let listener = Listener::unix_with_mode(&path, 0o600)?;
+    /// assert_eq!(std::fs::metadata(&path)?.permissions().mode() & 0o777, 0o600);
+    /// assert_eq!(listener.unix_path(), Some(path));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`unix`](Self::unix).
+    pub fn unix_with_mode(path: impl AsRef<Path>, mode: u32) -> Result<Self, ServerError> {
+        Self::bind_unix(path.as_ref(), |path| {
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+            // The file gets the mode of the socket.
+            fchmod(&socket, Mode::from_raw_mode(mode))?;
+            bind(&socket, &SocketAddrUnix::new(path)?)?;
+            listen(&socket, BACKLOG)?;
+            Ok(socket)
+        })
+    }
+
+    fn bind_unix(path: &Path, bind: impl FnOnce(&Path) -> io::Result<OwnedFd>) -> Result<Self, ServerError> {
         let failed = |cause| ServerError::Listen { address: path.display().to_string(), cause };
         match std::fs::symlink_metadata(path) {
             Ok(found) if !found.file_type().is_socket() => {
@@ -44,9 +83,9 @@ impl Listener {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(failed(e)),
         }
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = bind(path).map_err(failed)?;
         let made = std::fs::symlink_metadata(path).map_err(failed)?;
-        let mut this = Self::from_fd(listener.into())?;
+        let mut this = Self::from_fd(listener)?;
         // The process may be in another directory by the end.
         let absolute = std::path::absolute(path).map_err(failed)?;
         this.file = Some((absolute, made.dev(), made.ino()));
@@ -88,6 +127,13 @@ impl Listener {
     /// The address, if it is a TCP socket; with the port that the system chose.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
         rustix::net::getsockname(&self.fd).ok().and_then(|address| SocketAddr::try_from(address).ok())
+    }
+
+    /// The path, if it is a Unix socket that has one.
+    pub fn unix_path(&self) -> Option<PathBuf> {
+        let address = rustix::net::getsockname(&self.fd).ok()?;
+        let path = SocketAddrUnix::try_from(address).ok()?.path()?.into_owned();
+        Some(OsString::from_vec(path.into_bytes()).into())
     }
 
     /// Accepts a connection; [`io::ErrorKind::WouldBlock`] if none waits.
