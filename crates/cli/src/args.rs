@@ -42,6 +42,7 @@ pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
+pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use limits::{Limits, LimitsArgs};
@@ -159,7 +160,7 @@ pub(crate) enum Command {
     /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
-    /// List and control the jobs of a daemon over QMP
+    /// Mirror disks of a daemon in use, and list and control its jobs, over QMP
     #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
 }
@@ -285,6 +286,16 @@ mod tests {
             "objects blockdevs chardevs monitors nbd_server exports allowed daemonize background pidfile",
         ),
         ("ctl", "socket"),
+        (
+            "ctl mirror",
+            "device target target_format job_id speed wait granularity sync copy_mode pivot keep_source",
+        ),
+        ("ctl commit", "device top base job_id speed wait pivot"),
+        ("ctl stream", "device base job_id speed wait"),
+        ("ctl snapshot", "device file node_name backing_file"),
+        ("ctl nodes", "output"),
+        ("ctl bitmaps", "output"),
+        ("ctl exports", "output"),
         ("ctl jobs", "output"),
         ("ctl pause", "jobs"),
         ("ctl resume", "jobs"),

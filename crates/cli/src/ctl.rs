@@ -1,12 +1,20 @@
-//! `blockmirror ctl`: looks at the jobs of a daemon and steers them, over QMP.
+//! `blockmirror ctl`: looks at the jobs of a daemon, starts them and steers them, over QMP.
 //!
 //! Nothing here is ours alone: it works with whatever QEMU's monitors tell, and shows more where a daemon
 //! tells more.
 
+mod added;
+mod chain;
 mod end;
 mod job;
+mod lists;
+mod mirror;
+mod node;
 mod rates;
+mod snapshot;
+mod start;
 mod table;
+mod target;
 mod watch;
 
 use std::time::Duration;
@@ -41,7 +49,15 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CtlArgs) -> Outcome {
         error => error.into(),
     })?;
     client.set_timeout(TIMEOUT);
+    let socket = args.socket.as_path();
     match &args.command {
+        CtlCommand::Mirror(args) => return mirror::mirror(console, &mut client, socket, args),
+        CtlCommand::Commit(args) => return chain::commit(console, &mut client, socket, args),
+        CtlCommand::Stream(args) => return chain::stream(console, &mut client, socket, args),
+        CtlCommand::Snapshot(args) => return snapshot::snapshot(console, &mut client, args),
+        CtlCommand::Nodes(style) => return lists::list_nodes(console, &mut client, style),
+        CtlCommand::Bitmaps(style) => return lists::list_bitmaps(console, &mut client, style),
+        CtlCommand::Exports(style) => return lists::list_exports(console, &mut client, style),
         CtlCommand::Jobs(style) => {
             let jobs = list(&mut client)?;
             match style.output {

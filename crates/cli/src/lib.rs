@@ -15,7 +15,7 @@
 //! | `snapshot` | list, take, apply and delete internal snapshots |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
-//! | `ctl` | list and control the jobs of a daemon |
+//! | `ctl` | mirror disks of a daemon, and control its jobs |
 //!
 //! Names and options are those of `qemu-img` and `qemu-storage-daemon` where they mean the same; `--help` has
 //! them all.

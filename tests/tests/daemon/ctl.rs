@@ -25,13 +25,13 @@ use serde_json::{Value, json};
 
 /// Nothing here takes longer, on a machine that works at all.
 const PATIENCE: Duration = Duration::from_secs(60);
-const SIZE: u64 = 16 << 20;
+pub(crate) const SIZE: u64 = 16 << 20;
 
 /// A daemon with the raw nodes `disk`, full of data, and `copy`; a monitor for `ctl`, and one for the test.
 /// QEMU has only one client at a time on each.
-struct World {
-    dir: tempfile::TempDir,
-    socket: PathBuf,
+pub(crate) struct World {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) socket: PathBuf,
     client: Option<Client>,
     end: Option<Ends>,
 }
@@ -55,7 +55,7 @@ fn monitor(dir: &Path, name: &str) -> String {
 }
 
 impl World {
-    fn ours() -> Self {
+    pub(crate) fn ours() -> Self {
         let dir = scratch().unwrap();
         let mut startup = Startup::default();
         startup.blockdevs = images(dir.path());
@@ -70,7 +70,7 @@ impl World {
         Self::new(dir, Ends::Ours(daemon, thread))
     }
 
-    fn qemu() -> Option<Self> {
+    pub(crate) fn qemu() -> Option<Self> {
         if !have("ctl", &["qemu-storage-daemon"]) {
             return None;
         }
@@ -96,7 +96,7 @@ impl World {
         Self { socket: dir.path().join("a"), dir, client: Some(client), end: Some(end) }
     }
 
-    fn must(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn must(&mut self, command: &str, arguments: Value) -> Value {
         self.client.as_mut().unwrap().execute(command, arguments).unwrap()
     }
 
@@ -113,17 +113,17 @@ impl World {
         self.must("blockdev-mirror", arguments);
     }
 
-    fn wait_for(&mut self, event: &str) {
+    pub(crate) fn wait_for(&mut self, event: &str) {
         let client = self.client.as_mut().unwrap();
         while client.next_event(PATIENCE).unwrap().expect("an event in time").name != event {}
     }
 
-    fn ctl(&self, args: &[&str]) -> Ran {
+    pub(crate) fn ctl(&self, args: &[&str]) -> Ran {
         ctl(&self.socket, args)
     }
 
     /// What `ctl` said, with its exit code.
-    fn said(&self, args: &[&str]) -> String {
+    pub(crate) fn said(&self, args: &[&str]) -> String {
         let ran = self.ctl(args);
         format!("{}{}[{}]", ran.stdout, ran.stderr, ran.code)
     }
@@ -134,7 +134,7 @@ impl World {
     }
 
     /// The node that clients of the export see.
-    fn exported(&mut self) -> Value {
+    pub(crate) fn exported(&mut self) -> Value {
         self.must("query-block-exports", json!({}))[0]["node-name"].clone()
     }
 

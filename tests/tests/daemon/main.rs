@@ -6,6 +6,8 @@ mod commands;
 #[path = "../common/mod.rs"]
 mod common;
 mod ctl;
+mod ctl_chain;
+mod ctl_mirror;
 mod guest;
 mod live_log;
 mod nbd;

@@ -1,10 +1,15 @@
 //! The command line of `blockmirror ctl`.
 
+mod start;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use super::{OutputArgs, size};
+use start::{COMMIT_EXAMPLES, MIRROR_EXAMPLES, SNAPSHOT_EXAMPLES, STREAM_EXAMPLES};
+
+pub(crate) use start::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
 
 pub(super) const CTL_EXAMPLES: &str = "\
 Jobs are named by their ids. The id can be omitted if there is only one job.
@@ -14,7 +19,11 @@ Three ways to end a mirror:
   complete --keep-source    users stay on the source; the target is a copy of one point in time
   abort                     users stay on the source; the target is unusable
 
+What `mirror` has opened for its target is closed again by the last two, and
+when the job fails while a command waits for it.
+
 Examples:
+  blockmirror ctl /run/qmp.sock mirror disk copy.qcow2 --pivot
   blockmirror ctl /run/qmp.sock jobs
   blockmirror ctl /run/qmp.sock watch
   blockmirror ctl /run/qmp.sock set-speed mirror0 50M
@@ -33,6 +42,27 @@ pub(crate) struct CtlArgs {
 #[derive(Debug, Subcommand)]
 #[command(disable_help_subcommand = true)]
 pub(crate) enum CtlCommand {
+    /// Start to mirror a disk in use to a node, a file or an NBD export
+    ///
+    /// Without --pivot and --keep-source the job is left ready: from then on the target follows the disk,
+    /// until `complete` or `abort` ends it.
+    #[command(after_help = MIRROR_EXAMPLES)]
+    Mirror(CtlMirrorArgs),
+    /// Start to write a disk in use down into its backing file
+    #[command(after_help = COMMIT_EXAMPLES)]
+    Commit(CtlCommitArgs),
+    /// Start to copy what a disk in use shows of its backing files into its own image
+    #[command(after_help = STREAM_EXAMPLES)]
+    Stream(CtlStreamArgs),
+    /// Take an external snapshot: a new image becomes the disk, and stands on what it was
+    #[command(after_help = SNAPSHOT_EXAMPLES)]
+    Snapshot(CtlSnapshotArgs),
+    /// List the nodes
+    Nodes(OutputArgs),
+    /// List the dirty bitmaps of all nodes
+    Bitmaps(OutputArgs),
+    /// List the exports
+    Exports(OutputArgs),
     /// List the jobs
     Jobs(OutputArgs),
     /// Pause a job; operations in flight are completed

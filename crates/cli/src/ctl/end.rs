@@ -6,6 +6,7 @@ use blockmirror_qmp::Client;
 use blockmirror_qmp::client::ReceivedEvent;
 use serde_json::{Value, json};
 
+use super::added::Added;
 use super::job::{Job, list};
 use super::{of_job, pick};
 use crate::args::CompleteArgs;
@@ -98,7 +99,16 @@ impl Follow {
 
 /// `complete`: pivot, or with `--keep-source` a copy of one instant.
 pub(super) fn complete(console: &mut Console<'_>, client: &mut Client, args: &CompleteArgs) -> Outcome {
-    let interrupt = Interrupt::watch()?;
+    complete_until(console, client, args, &Interrupt::watch()?)
+}
+
+/// The same, until `interrupt`.
+pub(super) fn complete_until(
+    console: &mut Console<'_>,
+    client: &mut Client,
+    args: &CompleteArgs,
+    interrupt: &Interrupt,
+) -> Outcome {
     let jobs = pick(list(client)?, &args.jobs.jobs)?;
     // Of all jobs, before any is touched.
     for job in &jobs {
@@ -113,7 +123,7 @@ pub(super) fn complete(console: &mut Console<'_>, client: &mut Client, args: &Co
         if following.iter().all(|follow| follow.over) {
             break;
         }
-        next(client, &mut following, Duration::MAX, &interrupt)?;
+        next(client, &mut following, Duration::MAX, interrupt)?;
     }
     let how = match args.keep_source {
         true => "the target is a copy, its users stay on the source",
@@ -126,7 +136,18 @@ pub(super) fn complete(console: &mut Console<'_>, client: &mut Client, args: &Co
         Some(End::Completed) => Ok(follow.verdict()),
         _ => Err(follow.verdict()),
     });
-    report(console, verdicts)
+    let exit = report(console, verdicts)?;
+    for (follow, said) in following.iter().zip(&said) {
+        let has_not_pivoted = match follow.end {
+            Some(End::Completed) => args.keep_source && said.end,
+            Some(End::Failed(_) | End::Cancelled) => true,
+            Some(End::Unknown) | None => false,
+        };
+        if has_not_pivoted && follow.job.kind() == "mirror" {
+            Added::close_target(console, client, &follow.job.id)?;
+        }
+    }
+    Ok(exit)
 }
 
 /// What was said about one job.
@@ -219,7 +240,12 @@ pub(super) fn abort(console: &mut Console<'_>, client: &mut Client, names: &[Str
         (Some(End::Cancelled), _) => Ok(follow.verdict()),
         _ => Err(follow.verdict()),
     });
-    report(console, verdicts)
+    let exit = report(console, verdicts)?;
+    let aborted = following.iter().filter(|follow| follow.end == Some(End::Cancelled));
+    for follow in aborted.filter(|follow| follow.job.kind() == "mirror") {
+        Added::close_target(console, client, &follow.job.id)?;
+    }
+    Ok(exit)
 }
 
 /// Waits until one of the jobs is in another state or `limit` is over, and takes new figures.

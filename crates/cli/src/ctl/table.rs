@@ -1,4 +1,4 @@
-//! The jobs as a table.
+//! Tables, and the jobs as one.
 
 use blockmirror_block::size::human_size;
 
@@ -9,11 +9,7 @@ const HEAD: [&str; 7] = ["JOB", "TYPE", "STATE", "DONE", "OF", "", "LIMIT"];
 
 /// One line a job below a line of names; a line that says so if there is none.
 pub(super) fn table(jobs: &[Job]) -> String {
-    if jobs.is_empty() {
-        return "no jobs\n".into();
-    }
-    let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
-    for job in jobs {
+    let rows = jobs.iter().map(|job| {
         let limit = match job.number("speed") {
             Some(0) | None => "-".into(),
             Some(speed) => format!("{}/s", human_size(speed)),
@@ -29,9 +25,21 @@ pub(super) fn table(jobs: &[Job]) -> String {
         ];
         let trouble = job.error().or_else(|| job.stopped_by());
         row.extend(trouble.map(one_line));
-        rows.push(row);
+        row
+    });
+    // Sizes and percents end at the same place.
+    columns(&HEAD, &[3, 4, 5], rows.collect(), "no jobs")
+}
+
+/// A line of names above `rows`, in columns of which those of the indices `right` end at the same place. What
+/// a row has besides follows them. Without rows there is a line that says `none`.
+pub(super) fn columns(head: &[&str], right: &[usize], rows: Vec<Vec<String>>, none: &str) -> String {
+    if rows.is_empty() {
+        return format!("{none}\n");
     }
-    let widths: Vec<_> = (0..HEAD.len())
+    let head_row = head.iter().copied().map(str::to_owned).collect();
+    let rows: Vec<Vec<String>> = std::iter::once(head_row).chain(rows).collect();
+    let widths: Vec<_> = (0..head.len())
         .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
         .collect();
     let mut text = String::new();
@@ -39,10 +47,9 @@ pub(super) fn table(jobs: &[Job]) -> String {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = widths.get(column).copied().flatten().unwrap_or(0);
-            // Sizes and percents end at the same place.
-            line += &match column {
-                3..=5 => format!("{cell:>width$}  "),
-                _ => format!("{cell:<width$}  "),
+            line += &match right.contains(&column) {
+                true => format!("{cell:>width$}  "),
+                false => format!("{cell:<width$}  "),
             };
         }
         text += line.trim_end();

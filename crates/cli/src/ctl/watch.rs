@@ -19,7 +19,7 @@ use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 
 /// How often figures are asked for.
-const ON_TERMINAL: Duration = Duration::from_millis(500);
+pub(super) const ON_TERMINAL: Duration = Duration::from_millis(500);
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
 pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &JobArgs) -> Outcome {
@@ -62,14 +62,14 @@ pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &JobAr
 
 /// What was last shown of a job.
 #[derive(Default)]
-struct Shown {
+pub(super) struct Shown {
     rates: Rates,
     line: String,
 }
 
 impl Shown {
     /// The line of a job, and whether it says something new.
-    fn line(&mut self, follow: &Follow, now: Duration) -> (String, bool) {
+    pub(super) fn line(&mut self, follow: &Follow, now: Duration) -> (String, bool) {
         let line = match follow.end {
             Some(_) => follow.verdict(),
             None => line(&follow.job, self.rates.pace(&follow.job, now)),
@@ -82,7 +82,7 @@ impl Shown {
 }
 
 /// Draws `lines` over the last `drawn` ones.
-fn draw(console: &mut Console<'_>, lines: &[&str], drawn: usize) -> Outcome<()> {
+pub(super) fn draw(console: &mut Console<'_>, lines: &[&str], drawn: usize) -> Outcome<()> {
     let columns = tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
     let mut text = String::new();
     if drawn > 0 {
