@@ -16,6 +16,7 @@ mod inspect;
 mod limits;
 mod look;
 mod reflink;
+mod serve;
 mod snapshot;
 mod target;
 mod verify;
@@ -32,6 +33,7 @@ use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
 use inspect::INSPECT_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, HASH_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
+use serve::SERVE_EXAMPLES;
 use snapshot::SNAPSHOT_EXAMPLES;
 
 pub(crate) use bench::{BenchArgs, DdArgs};
@@ -47,6 +49,7 @@ pub(crate) use daemon::DaemonArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use limits::{Limits, LimitsArgs};
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
+pub(crate) use serve::ServeArgs;
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
 pub(crate) use verify::{VerifyArgs, VerifyMode};
@@ -66,7 +69,7 @@ Exit codes:
     6  ended by a signal; what is copied is kept, and the same command goes on there
   141  the reader closed standard output (a copy continues)
 128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
-       been removed (ctl: jobs continue; the daemon exits with 0)
+       been removed (ctl: jobs continue; serve and the daemon exit with 0)
 
 With --output=json an error is one JSON object on a line of standard error: class, message,
 exit-code; operation, path, offset and errno where they are known.
@@ -157,6 +160,9 @@ pub(crate) enum Command {
     /// List, take, apply and delete internal snapshots
     #[command(after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(SnapshotArgs),
+    /// Serve images over NBD; read-only unless --writable
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(ServeArgs),
     /// Serve disks over NBD and mirror them while in use, controlled over QMP
     #[command(after_help = DAEMON_EXAMPLES)]
     Daemon(DaemonArgs),
@@ -280,6 +286,11 @@ mod tests {
             "bench",
             "file format count depth buffer_size offset step_size write pattern flush_interval no_drain cache \
              force ACCESS quiet",
+        ),
+        (
+            "serve",
+            "files format writable snapshot bitmaps cache force ACCESS socket port bind names once \
+             max_connections pid_file tls_certificates tls_verify_peer no_tls",
         ),
         (
             "daemon",

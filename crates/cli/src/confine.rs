@@ -19,6 +19,11 @@ use crate::lock_policy;
 /// Confines the process if `command` asks for it.
 pub(crate) fn enter(console: &Console<'_>, command: &Command) -> Outcome<()> {
     let Some(limits) = limits(command) else { return Ok(()) };
+    if limits.sandbox && matches!(command, Command::Serve(_)) {
+        return Err(Failure::usage(
+            "--limits: no server listens in the sandbox; untrusted,no-sandbox goes without it",
+        ));
+    }
     if !console.owns_process {
         return Err(Failure::failed("--limits: it confines the process, which is not the command's own"));
     }
@@ -72,6 +77,7 @@ fn limits(command: &Command) -> Option<Limits> {
         Command::Compare(args) => args.access.limits,
         Command::Hash(args) => args.access.limits,
         Command::Bench(args) => args.access.limits,
+        Command::Serve(args) => args.access.limits,
         Command::Inspect(args) => args.limits,
         Command::Check(args) => args.limits,
         _ => return None,

@@ -1,14 +1,12 @@
-//! `blockmirror daemon`: the process around the daemon. Signals, the process id file, the way to the
-//! background.
+//! `blockmirror daemon`: the process around the daemon. Signals, the way to the background.
 //!
 //! To go to the background the program starts itself anew: the child has a session of its own and says on its
 //! standard output when everything is set up, and only then does the parent end.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
@@ -21,6 +19,7 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::ending;
 use crate::lock_policy;
+use crate::pid_file::PidFile;
 
 /// What the child in the background says when it is ready.
 const READY: &[u8] = b"ready\n";
@@ -33,9 +32,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         // Fails only if the process leads a session already.
         let _ = rustix::process::setsid();
     }
-    if let Some(path) = &args.pidfile {
-        check_pidfile(path)?;
-    }
+    let pid_file = args.pidfile.as_deref().map(PidFile::check).transpose()?;
     let daemon = Daemon::with_readable(args.allowed.clone(), lock_policy::lasting_directories()?);
     quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
     let mut startup = Startup::default();
@@ -46,15 +43,14 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
     startup.exports.clone_from(&args.exports);
     startup.monitors.clone_from(&args.monitors);
     startup.apply(&daemon).map_err(|e| Failure::failed(e.to_string()))?;
-    let pidfile = args.pidfile.as_deref().map(write_pid).transpose()?;
+    pid_file.as_ref().map_or(Ok(()), PidFile::write)?;
     if args.background {
         console.print(&String::from_utf8_lossy(READY))?;
         leave_terminal().map_err(|e| Failure::failed(format!("cannot leave the terminal: {e}")))?;
     }
     daemon.run();
-    if let Some(path) = pidfile {
-        // Another process may have removed it.
-        let _ = std::fs::remove_file(path);
+    if let Some(file) = pid_file {
+        file.remove();
     }
     match daemon.late_failure() {
         Some(error) => Err(Failure::failed(error.to_string())),
@@ -98,36 +94,6 @@ fn leave_terminal() -> std::io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     std::env::set_current_dir("/")
-}
-
-/// That nothing is lost if the process id is written to `path`: no file is there, or one that holds nothing
-/// but a number.
-fn check_pidfile(path: &Path) -> Result<(), Failure> {
-    let failed = |why: &dyn std::fmt::Display| Err(Failure::failed(format!("{}: {why}", path.display())));
-    match std::fs::metadata(path) {
-        Ok(found) if !found.is_file() => return failed(&"exists and is not a pid file"),
-        Ok(_) => {}
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return failed(&e),
-    }
-    // As long as a number may be, and a byte more.
-    let mut text = Vec::new();
-    match File::open(path).and_then(|file| file.take(32).read_to_end(&mut text)) {
-        Ok(_) if text.len() < 32 && text.trim_ascii().iter().all(u8::is_ascii_digit) => Ok(()),
-        Ok(_) => failed(&"exists and is not a pid file"),
-        Err(e) => failed(&e),
-    }
-}
-
-/// Writes the process id; the path by which it can be removed from wherever the process is then.
-fn write_pid(path: &Path) -> Result<PathBuf, Failure> {
-    let write = || {
-        let path = std::path::absolute(path)?;
-        let mut file = File::create(&path)?;
-        writeln!(file, "{}", std::process::id())?;
-        Ok(path)
-    };
-    write().map_err(|e: std::io::Error| Failure::failed(format!("{}: {e}", path.display())))
 }
 
 fn quit_on_signals(daemon: &Arc<Daemon>) -> std::io::Result<()> {

@@ -14,6 +14,7 @@
 //! | `bitmap` | change persistent bitmaps of a qcow2 image |
 //! | `snapshot` | list, take, apply and delete internal snapshots |
 //! | `check` | find damage in a qcow2 image, and repair it with `-r` |
+//! | `serve` | serve images over NBD |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
 //! | `ctl` | mirror disks of a daemon, and control its jobs |
 //!
@@ -64,6 +65,7 @@ mod log;
 mod map;
 mod measure;
 mod names;
+mod pid_file;
 mod progress;
 mod prompt;
 mod qemu_words;
@@ -71,6 +73,7 @@ mod ranges;
 mod rebase;
 mod report;
 mod resize;
+mod serve;
 mod snapshot;
 mod target;
 mod verify;
@@ -181,6 +184,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
         Command::Bench(args) => bench::run(console, &args),
         Command::Bitmap(args) => bitmap::run(console, &args),
         Command::Snapshot(args) => snapshot::run(console, &args),
+        Command::Serve(args) => serve::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
     }

@@ -72,6 +72,12 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             let options = args.access.image_opts;
             image(&mut args.file, &mut args.node, &mut args.format, options, "-f")
         }
+        Command::Serve(args) => {
+            for file in &args.files {
+                args.images.push(parse(file, args.format, args.access.image_opts, "-f")?);
+            }
+            Ok(())
+        }
         Command::Daemon(_) | Command::Ctl(_) => Ok(()),
     }
 }

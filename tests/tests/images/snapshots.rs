@@ -224,6 +224,7 @@ fn help() {
             "dd --help",
             "bench --help",
             "daemon --help",
+            "serve --help",
             "ctl --help",
             "ctl SOCKET mirror --help",
             "ctl SOCKET commit --help",

@@ -6,5 +6,6 @@ mod clients_table;
 mod common;
 mod images;
 mod mirror;
+mod serve;
 mod server;
 mod verify;

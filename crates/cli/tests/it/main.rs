@@ -21,6 +21,7 @@ mod process;
 mod qemu;
 mod qemu_name;
 mod resize;
+mod serve;
 mod snapshot;
 mod target_kinds;
 mod transcripts;

@@ -25,7 +25,7 @@ const NAMES: &[(&str, &str, &str)] = &[
 ];
 
 /// Commands that QEMU's program does not have.
-const OURS: [&str; 5] = ["mirror", "inspect", "hash", "daemon", "ctl"];
+const OURS: [&str; 6] = ["mirror", "inspect", "hash", "serve", "daemon", "ctl"];
 
 /// The definition.
 pub(super) fn command() -> clap::Command {
@@ -100,6 +100,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Mirror(_) => return Err(unknown("mirror")),
         Command::Inspect(_) => return Err(unknown("inspect")),
         Command::Hash(_) => return Err(unknown("hash")),
+        Command::Serve(_) => return Err(unknown("serve")),
         Command::Daemon(_) => return Err(unknown("daemon")),
         Command::Ctl(_) => return Err(unknown("ctl")),
         _ => {}
