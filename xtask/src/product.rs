@@ -33,6 +33,8 @@ pub(crate) enum Product {
     /// Run `blockmirror daemon`
     #[command(hide = true)]
     Daemon(Passed),
+    /// Build the packages: manual pages, completions, deb, rpm, a static binary and an OCI image layout
+    Dist(Passed),
     /// Fail each request of operations on qcow2 images
     Faults(Passed),
     /// Feed the NBD server, the NBD client, a daemon and the code of qcow2 hostile input
@@ -63,6 +65,7 @@ impl Task for Product {
             Self::Converge(passed) => ("converge", passed),
             Self::Crash(passed) => ("crash", passed),
             Self::Daemon(passed) => ("daemon", passed),
+            Self::Dist(passed) => ("dist", passed),
             Self::Faults(passed) => ("faults", passed),
             Self::Fuzz(passed) => return fuzz(&passed.args),
             Self::Matrix(passed) => ("matrix", passed),

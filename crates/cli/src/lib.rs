@@ -90,6 +90,11 @@ use console::Console;
 use failure::{Exit, Outcome};
 use voice::Explained;
 
+/// Every command and option with its help, for manual pages and completions.
+pub fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
+}
+
 /// Runs one command without a terminal for questions, and returns the documented exit code. `args` begins
 /// with the name of the program. Results go to `out`, errors, notes and progress to `err`. Installs signal
 /// handlers while it copies or compares.

@@ -6,6 +6,7 @@
 mod bench;
 mod converge;
 mod daemon;
+mod dist;
 mod fuzz;
 mod matrix;
 mod mirror;
@@ -38,6 +39,7 @@ enum Tasks {
     Converge(converge::Converge),
     #[command(hide = true)]
     Convert(mirror::Convert),
+    Dist(dist::Dist),
     Fuzz(fuzz::Fuzz),
     #[command(hide = true)]
     Daemon(daemon::DaemonTask),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Tasks::Check(task) => task.run(),
         Tasks::Converge(task) => task.run(),
         Tasks::Convert(task) => task.run(),
+        Tasks::Dist(task) => task.run(),
         Tasks::Fuzz(task) => task.run(),
         Tasks::Daemon(task) => task.run(),
         Tasks::Measure(task) => task.run(),
