@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::thread;
 
 use blockmirror_daemon::{Daemon, Startup};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::low_level::pipe;
 
 use crate::args::DaemonArgs;
@@ -23,6 +24,8 @@ use crate::pid_file::PidFile;
 
 /// What the child in the background says when it is ready.
 const READY: &[u8] = b"ready\n";
+/// The most files that a daemon is allowed to open, where the system allows more.
+const MOST_FILES: u64 = 1 << 20;
 
 pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
     if args.daemonize && !args.background {
@@ -32,6 +35,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         // Fails only if the process leads a session already.
         let _ = rustix::process::setsid();
     }
+    raise_file_limit();
     let pid_file = args.pidfile.as_deref().map(PidFile::check).transpose()?;
     let daemon = Daemon::with_readable(args.allowed.clone(), lock_policy::lasting_directories()?);
     quit_on_signals(&daemon).map_err(|e| Failure::failed(format!("cannot handle signals: {e}")))?;
@@ -55,6 +59,17 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
     match daemon.late_failure() {
         Some(error) => Err(Failure::failed(error.to_string())),
         None => Ok(Exit::Done),
+    }
+}
+
+/// Lets the daemon open as many files as the system allows it to: each node has one or two, and each mirror
+/// two nodes, so that the usual limit of 1024 ends at some 400 of them.
+fn raise_file_limit() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let most = maximum.unwrap_or(MOST_FILES).min(MOST_FILES);
+    if current.is_some_and(|current| current < most) {
+        // With the limit that it has it can do less, which it says then.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum });
     }
 }
 

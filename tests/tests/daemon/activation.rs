@@ -113,6 +113,25 @@ fn sockets_by_number() {
     assert!(daemon.0.wait().unwrap().success());
 }
 
+/// Its limit of files was that of a shell: 1,000 mirrors did not fit.
+#[test]
+fn a_daemon_may_open_as_many_files_as_the_system_allows() {
+    let dir = scratch().unwrap();
+    let dir = dir.path();
+    write_raw(&dir.join("disk"), SIZE, &[]).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let nbd = UnixListener::bind(dir.join("nbd.sock")).unwrap();
+    let mut daemon = start(nbd, theirs, "ulimit -Sn 64;", &arguments(dir, "3", "fd=4"));
+    let mut client = Client::new(ours, Duration::from_secs(60)).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.0.id())).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let mut limits = files.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
+    let (soft, hard) = (limits.next().unwrap(), limits.next().unwrap_or(u64::MAX));
+    assert_eq!(soft, hard.min(1 << 20), "{files}");
+    client.execute("quit", json!({})).unwrap();
+    assert!(daemon.0.wait().unwrap().success());
+}
+
 #[test]
 fn what_is_not_there_is_said() {
     let dir = scratch().unwrap();
