@@ -128,7 +128,7 @@ disk  -       read-only      -  -
         assert_eq!(node_table(&nodes), want);
         let bitmaps = bitmaps(nodes.into());
         let want = "\
-NODE  BITMAP        GRANULARITY    DIRTY  STATE
+NODE  BITMAP      GRANULARITY    DIRTY  STATE
 disk  b\\u{1b}[2J       64 KiB  128 KiB  recording, persistent
 ";
         assert_eq!(bitmap_table(&bitmaps), want);
