@@ -34,10 +34,9 @@ pub(super) fn build(out: &Path) -> Outcome<PathBuf> {
     let tree = Tree::new(out.join("deb"))?;
     tree.install(&program, &DEBIAN)?;
     tree.file("usr/share/doc/blockmirror/copyright", copyright()?.as_bytes(), 0o644)?;
-    tree.compressed(
-        "usr/share/doc/blockmirror/changelog.gz",
-        &fs::read(workspace_root().join("CHANGELOG.md"))?,
-    )?;
+    let changes = fs::read(workspace_root().join("CHANGELOG.md"))?;
+    tree.compressed("usr/share/doc/blockmirror/changelog.gz", &changes)?;
+    tree.compressed("usr/share/doc/blockmirror/changelog.Debian.gz", debian_changelog()?.as_bytes())?;
     let depends = shared_libraries(&program, out)?;
     let architecture = printed(Command::new("dpkg").arg("--print-architecture"))?;
     let description = DESCRIPTION.replace('\n', "\n ");
