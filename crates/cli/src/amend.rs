@@ -10,7 +10,7 @@ use crate::console::Console;
 use crate::create::wants_help;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::voice::Finished;
 use crate::{lock_policy, qemu_words};
 
@@ -50,7 +50,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
         .cache(args.cache)
         .policy(lock_policy::allowed_dirs(&args.allow_backing)?.policy_for(path)?);
     let interrupt = Interrupt::watch()?;
-    let mut meter = Meter::new(console, &args.progress, "amended");
+    let mut meter = Meter::new(console, &args.progress, Phase::Amend);
     let amended = amend(path, &options, &settings, &mut |done, total| {
         meter.show(console, &Reading::of_pass(done, total), interrupt.progress_wanted());
         if interrupt.requested() { Visit::Break(()) } else { Visit::Continue(()) }

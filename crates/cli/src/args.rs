@@ -43,7 +43,7 @@ pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
-pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs};
+pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
 pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use inspect::InspectArgs;
@@ -72,7 +72,8 @@ Exit codes:
        been removed (ctl: jobs continue; serve and the daemon exit with 0)
 
 With --output=json an error is one JSON object on a line of standard error: class, message,
-exit-code; operation, path, offset and errno where they are known.
+exit-code; operation, path, offset and errno where they are known. With --progress=json it is in
+the last object on standard error, and no other text is there.
 
 SIGUSR1 makes a copy, a comparison or a check print a line of progress.
 
@@ -313,7 +314,7 @@ mod tests {
         ("ctl set-speed", "job speed"),
         ("ctl complete", "jobs keep_source wait"),
         ("ctl abort", "jobs"),
-        ("ctl watch", "jobs"),
+        ("ctl watch", "jobs json"),
     ];
 
     /// What ACCESS stands for.

@@ -10,7 +10,7 @@ use crate::args::{CheckArgs, Mend, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::{json, lock_policy};
 
 /// Findings that are printed; of the rest the number is.
@@ -37,7 +37,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CheckArgs) -> Outcome {
         console.keep_out_of(FileId::of(&args.file));
     }
     let interrupt = Interrupt::watch()?;
-    let meter = Meter::new(console, &args.progress, "checked");
+    let meter = Meter::new(console, &args.progress, Phase::Check);
     let (mend, has_others) = (args.repair, false);
     let mut watcher = Watcher { console, meter, interrupt, mend, has_others, found: Vec::new(), more: 0 };
     let checked = match what {

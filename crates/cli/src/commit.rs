@@ -9,7 +9,7 @@ use crate::console::Console;
 use crate::copy::watch;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::progress::Meter;
+use crate::progress::{Meter, Phase};
 use crate::voice::Finished;
 use crate::{lock_policy, qemu_words};
 
@@ -36,7 +36,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
     }
     let interrupt = Interrupt::watch()?;
     let job = open.start().map_err(|error| failure("commit", error))?;
-    let mut meter = Meter::new(console, &args.progress, "done");
+    let mut meter = Meter::new(console, &args.progress, Phase::Commit);
     watch(console, job.control(), &mut meter, &interrupt);
     let outcome = job.finish().map_err(|error| {
         let failure = failure("commit", error);

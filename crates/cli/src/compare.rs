@@ -12,7 +12,7 @@ use crate::args::{CompareArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::ranges::RangesFile;
 use crate::{json, lock_policy, qemu_words};
 
@@ -32,7 +32,7 @@ fn run_inner(console: &mut Console<'_>, args: &CompareArgs) -> Outcome {
     }
     let (a, b) = (&**first.device(), &**second.device());
     let interrupt = Interrupt::watch()?;
-    let mut meter = Meter::new(console, &args.progress, "compared");
+    let mut meter = Meter::new(console, &args.progress, Phase::Compare);
     let len = a.len().max(b.len());
     let mut stopped = false;
     let options = CompareOptions::default().strict(args.strict);

@@ -7,10 +7,10 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use blockmirror_image::FileId;
-use serde_json::Value;
 
 use crate::failure::{Failure, Outcome, object, remark};
 use crate::log;
+use crate::progress::{Lines, Phase, Reading};
 use crate::voice::{Own, Voice};
 
 /// The two streams, whether they are interactive, and whose words are written to them.
@@ -31,6 +31,8 @@ pub(crate) struct Console<'a> {
     pub(crate) as_json: bool,
     /// Whether the process is there for the command alone, which may confine it.
     pub(crate) owns_process: bool,
+    /// With `--progress=json` all that is written to `err`.
+    lines: Option<Lines>,
 }
 
 /// One of the two streams.
@@ -71,6 +73,7 @@ impl<'a> Console<'a> {
             can_ask: false,
             as_json: false,
             owns_process: false,
+            lines: None,
         }
     }
 
@@ -81,8 +84,8 @@ impl<'a> Console<'a> {
         let (out_file, err_file) = (FileId::of_open(&*out), FileId::of_open(&*err));
         let (out, err) = (Stream::new(out, out_file), Stream::new(err, err_file));
         let can_ask = is_terminal && io::stdin().is_terminal();
-        let (as_json, owns_process) = (false, true);
-        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask, as_json, owns_process }
+        let (as_json, owns_process, lines) = (false, true, None);
+        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask, as_json, owns_process, lines }
     }
 
     /// From here on nothing is printed into `files`: the command is about to write them.
@@ -116,44 +119,86 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// Tells what does not stop the command, in a voice that has notes.
-    pub(crate) fn note(&mut self, what: impl Display) {
-        if self.voice.has_notes() {
-            match self.as_json {
-                true => self.object(&remark("note", &what.to_string())),
-                false => self.complain(format_args!("note: {what}")),
-            }
+    /// From here on `err` has the objects of `--progress=json`, and nothing else: no question is asked.
+    pub(crate) fn write_lines(&mut self) {
+        self.lines = Some(Lines::new());
+        self.can_ask = false;
+    }
+
+    /// Whether `err` has nothing but those.
+    pub(crate) fn has_lines(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// Takes where `phase` stands, for `--progress=json`.
+    pub(crate) fn progress(&mut self, phase: Phase, reading: &Reading, wanted: bool) {
+        if let Some(line) = self.lines.as_mut().and_then(|lines| lines.progress(phase, reading, wanted)) {
+            self.say(&line);
         }
     }
 
-    /// Writes `text` for people as it is. A failure is ignored, as of [`complain`](Self::complain).
+    /// Tells what does not stop the command, in a voice that has notes.
+    pub(crate) fn note(&mut self, what: impl Display) {
+        if !self.voice.has_notes() {
+            return;
+        }
+        match self.for_programs() {
+            true => self.remark("note", &what.to_string()),
+            false => self.complain(format_args!("note: {what}")),
+        }
+    }
+
+    /// Writes `text` to `err` as it is, in one piece. A failure is ignored: no command depends on what it
+    /// says there, and no other place is left to report it.
     pub(crate) fn say(&mut self, text: &str) {
         let _ = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
     }
 
-    /// Writes the failure that ends the command.
-    pub(crate) fn fail(&mut self, failure: Failure) {
+    /// Writes how the command has ended, where it failed or programs wait for it.
+    pub(crate) fn end(&mut self, outcome: Outcome) -> u8 {
+        let exit = outcome.as_ref().map_or_else(|failure| failure.exit, |exit| *exit);
+        let code = self.voice.code(exit);
+        match (&self.lines, outcome) {
+            (Some(lines), outcome) => {
+                let line = lines.end(&outcome, code);
+                self.say(&line);
+            }
+            (None, Err(failure)) => self.fail(failure),
+            (None, Ok(_)) => {}
+        }
+        code
+    }
+
+    fn fail(&mut self, failure: Failure) {
         if self.as_json {
             if let Some(object) = object(&failure) {
-                self.object(&object);
+                self.say(&format!("{object}\n"));
             }
         } else if let Some(message) = self.voice.failure(failure) {
             self.complain(message);
         }
     }
 
-    /// Writes one line for programs.
-    fn object(&mut self, object: &Value) {
-        let _ = writeln!(self.err, "{object}").and_then(|()| self.err.flush());
+    /// Whether each line on `err` is an object.
+    fn for_programs(&self) -> bool {
+        self.as_json || self.has_lines()
     }
 
-    /// Writes one line for people. A failure is ignored: there is no other place to report it.
+    /// Writes what does not end the command as one line for programs.
+    fn remark(&mut self, class: &str, text: &str) {
+        let line = match &self.lines {
+            Some(_) => Lines::message(class, text),
+            None => format!("{}\n", remark(class, text)),
+        };
+        self.say(&line);
+    }
+
+    /// Writes one line for people, or what it says for programs.
     pub(crate) fn complain(&mut self, what: impl Display) {
-        if self.as_json {
-            return self.object(&remark("warning", &what.to_string()));
+        if self.for_programs() {
+            return self.remark("warning", &what.to_string());
         }
         let (program, text) = (self.voice.program(), self.voice.shown(&what.to_string()));
-        let _ = writeln!(self.err, "{program}: {text}");
-        let _ = self.err.flush();
+        self.say(&format!("{program}: {text}\n"));
     }
 }

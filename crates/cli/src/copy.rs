@@ -17,7 +17,7 @@ use crate::console::Console;
 use crate::create::{backing_failure, parse_options, set_once};
 use crate::failure::{Detail, Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::ranges::{self, RangesFile};
 use crate::report;
 use crate::{checkpoint, confine, lock_policy, prompt, qemu_words, target, verify};
@@ -262,7 +262,7 @@ fn follow(
         let text = console.voice.copying(job.granularity());
         console.report(&text);
     }
-    let mut meter = Meter::new(console, &args.progress, "done");
+    let mut meter = Meter::new(console, &args.progress, Phase::Copy);
     let declined = watch(console, job.control(), &mut meter, interrupt);
     match verify::finish(console, args, job, interrupt) {
         Ok(outcome) => {

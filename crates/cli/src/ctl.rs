@@ -10,6 +10,7 @@ mod job;
 mod lists;
 mod mirror;
 mod node;
+mod objects;
 mod rates;
 mod snapshot;
 mod start;

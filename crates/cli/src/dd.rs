@@ -12,7 +12,7 @@ use crate::console::Console;
 use crate::copy::watch;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::progress::Meter;
+use crate::progress::{Meter, Phase};
 use crate::voice::Finished;
 use crate::{lock_policy, target};
 
@@ -110,7 +110,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DdArgs) -> Outcome {
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     };
     let job = prepared.start(&|| interrupt.requested()).map_err(ended)?;
-    let mut meter = Meter::new(console, &args.progress, "done");
+    let mut meter = Meter::new(console, &args.progress, Phase::Copy);
     watch(console, job.control(), &mut meter, &interrupt);
     let outcome = job.finish().map_err(ended)?;
     if !outcome.durable {

@@ -11,7 +11,7 @@ use crate::args::{HashArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &HashArgs) -> Outcome {
@@ -45,7 +45,7 @@ fn hash(
     interrupt: &Interrupt,
     disk: &dyn BlockDevice,
 ) -> Outcome<String> {
-    let mut meter = Meter::new(console, &args.progress, "hashed");
+    let mut meter = Meter::new(console, &args.progress, Phase::Hash);
     let progress = &mut |done| {
         meter.show(console, &Reading::of_pass(done, disk.len()), interrupt.progress_wanted());
         if interrupt.requested() { Visit::Break(()) } else { Visit::Continue(()) }

@@ -123,7 +123,10 @@ fn run_on<A: Into<OsString>>(
 ) -> u8 {
     let (voice, words) = voice::choose(args.into_iter().map(Into::into).collect());
     console.voice = voice;
-    console.as_json = voice.has_notes() && wants_json(&words);
+    console.as_json = voice.has_notes() && wants_json(&words, "--output");
+    if voice.has_notes() && wants_json(&words, "--progress") {
+        console.write_lines();
+    }
     let mut command = voice.definition();
     if !console.is_terminal {
         // Help is the same wherever it goes.
@@ -132,7 +135,11 @@ fn run_on<A: Into<OsString>>(
     let parsed = command.try_get_matches_from(&words).and_then(|matches| Cli::from_arg_matches(&matches));
     let outcome = match parsed {
         Ok(cli) => {
-            if let Some(problem) = start_log(cli.log_format) {
+            let problem = match console.has_lines() {
+                true => log::left_out(),
+                false => start_log(cli.log_format),
+            };
+            if let Some(problem) = problem {
                 console.note(problem);
             }
             run_command(console, cli.command)
@@ -142,28 +149,17 @@ fn run_on<A: Into<OsString>>(
             Explained::Fail(failure) => Err(failure),
         },
     };
-    let exit = outcome.unwrap_or_else(|failure| {
-        let exit = failure.exit;
-        console.fail(failure);
-        exit
-    });
-    voice.code(exit)
+    console.end(outcome)
 }
 
-/// Whether the command line asks for JSON, as far as it can be seen before it is understood: its own errors
-/// are objects, too.
-fn wants_json(words: &[OsString]) -> bool {
-    let words = words.iter().take_while(|word| *word != "--");
-    let mut last = None;
-    for word in words {
-        if word == "--output=json"
-            || (word == "json" && last.is_some_and(|last: &OsString| last == "--output"))
-        {
-            return true;
-        }
-        last = Some(word);
-    }
-    false
+/// Whether the command line gives `option` the value `json`, as far as it can be seen before it is
+/// understood: its own errors are objects, too.
+fn wants_json(words: &[OsString], option: &str) -> bool {
+    let words: Vec<_> = words.iter().take_while(|word| *word != "--").collect();
+    let joined = format!("{option}=json");
+    let pairs = words.iter().zip(words.iter().skip(1));
+    words.iter().any(|word| **word == *joined)
+        || pairs.into_iter().any(|(name, value)| **name == *option && **value == *"json")
 }
 
 fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {

@@ -41,6 +41,13 @@ pub(crate) fn start(format: Option<LogFormat>) -> Option<String> {
     problem
 }
 
+/// What is said where no log is started, because programs read the standard error: that `RUST_LOG` asks in
+/// vain.
+pub(crate) fn left_out() -> Option<String> {
+    let wanted = std::env::var_os("RUST_LOG").filter(|wanted| !wanted.is_empty());
+    wanted.map(|_| "RUST_LOG is ignored: --progress=json has the standard error to itself".to_owned())
+}
+
 /// From here on nothing is logged: what is printed would become a part of it.
 pub(crate) fn silence() {
     SILENT.store(true, Ordering::Relaxed);

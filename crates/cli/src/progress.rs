@@ -1,63 +1,126 @@
 //! How far a copy or comparison is, on the standard error.
 //!
 //! A terminal has a line that is drawn anew ([`bar`]); without one, a line of the same disk is written where
-//! it is asked for (`-p`, SIGUSR1), and an object a line with `--progress=json`.
+//! it is asked for (`-p`, SIGUSR1), and an object a line with `--progress=json` ([`lines`]).
 
 mod bar;
+mod lines;
+mod object;
+mod rate;
 
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::size::human_size;
 use blockmirror_mirror::Progress;
-use serde_json::json;
 
 use self::bar::TerminalBar;
+
+pub(crate) use lines::Lines;
+pub(crate) use object::Object;
+pub(crate) use rate::RateWindow;
 
 use crate::args::{ProgressArgs, ProgressStyle};
 use crate::console::Console;
 
 const BAR_INTERVAL: Duration = Duration::from_millis(100);
-const JSON_INTERVAL: Duration = Duration::from_secs(1);
 const BAR_WIDTH: usize = 30;
 
+/// What is being done, of which readings tell how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Copy,
+    Verify,
+    Commit,
+    Rebase,
+    Compare,
+    Check,
+    Amend,
+    Hash,
+}
+
+impl Phase {
+    /// For programs.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Verify => "verify",
+            Self::Commit => "commit",
+            Self::Rebase => "rebase",
+            Self::Compare => "compare",
+            Self::Check => "check",
+            Self::Amend => "amend",
+            Self::Hash => "hash",
+        }
+    }
+
+    /// What has been done to the bytes, for people.
+    fn verb(self) -> &'static str {
+        match self {
+            Self::Copy | Self::Commit => "done",
+            Self::Verify => "verified",
+            Self::Rebase | Self::Compare => "compared",
+            Self::Check => "checked",
+            Self::Amend => "amended",
+            Self::Hash => "hashed",
+        }
+    }
+}
+
 /// Where something stands, in bytes.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     pub(crate) offset: u64,
     pub(crate) len: u64,
-    pub(crate) copied: u64,
-    pub(crate) zeroed: u64,
-    pub(crate) skipped: u64,
     /// What has been copied, shared, zeroed or given up.
-    done: u64,
+    work_done: u64,
     /// What is still to be copied or zeroed, as far as that is known.
-    left: u64,
+    work_left: u64,
+    /// QEMU's name of the state of a job.
+    state: &'static str,
+    /// Of a copy.
+    copy: Option<CopyFigures>,
+}
+
+/// What became of the bytes that a copy has dealt with.
+#[derive(Clone, Copy, Debug)]
+struct CopyFigures {
+    copied: u64,
+    zeroed: u64,
+    skipped: u64,
+    shared: u64,
+    failed: u64,
 }
 
 impl Reading {
     /// Where a copy stands. Of the part of the source that the scan has not reached, as much is counted as
     /// left to copy as of the part that it has.
     pub(crate) fn of_copy(progress: &Progress) -> Self {
-        let done = progress.copied + progress.shared + progress.zeroed + progress.given_up;
+        let work_done = progress.copied + progress.shared + progress.zeroed + progress.given_up;
         let known = progress.len.saturating_sub(progress.offset).saturating_sub(progress.bulk_left);
         let scanned = progress.len.saturating_sub(progress.bulk_left);
-        let share = if scanned == 0 { 1.0 } else { (done + known) as f64 / scanned as f64 };
-        let left = known + (progress.bulk_left as f64 * share.min(1.0)) as u64;
+        let share = if scanned == 0 { 1.0 } else { (work_done + known) as f64 / scanned as f64 };
+        let work_left = known + (progress.bulk_left as f64 * share.min(1.0)) as u64;
         Self {
             offset: progress.offset,
             len: progress.len,
-            copied: progress.copied,
-            zeroed: progress.zeroed,
-            skipped: progress.skipped,
-            done,
-            left,
+            work_done,
+            work_left,
+            state: progress.state.name(),
+            copy: Some(CopyFigures {
+                copied: progress.copied,
+                zeroed: progress.zeroed,
+                skipped: progress.skipped,
+                shared: progress.shared,
+                failed: progress.given_up,
+            }),
         }
     }
 
     /// Where a pass over `len` bytes stands that has come to `offset`.
     pub(crate) fn of_pass(offset: u64, len: u64) -> Self {
-        let left = len.saturating_sub(offset);
-        Self { offset, len, copied: 0, zeroed: 0, skipped: 0, done: offset, left }
+        let work_left = len.saturating_sub(offset);
+        Self { offset, len, work_done: offset, work_left, state: "running", copy: None }
     }
 }
 
@@ -71,7 +134,7 @@ impl Reading {
 /// Shows readings in the style that was asked for, not more often than is useful.
 pub(crate) struct Meter {
     style: ProgressStyle,
-    verb: &'static str,
+    phase: Phase,
     started: Instant,
     shown: Option<Instant>,
     /// Characters on the line that the next bar overwrites.
@@ -83,20 +146,22 @@ pub(crate) struct Meter {
 }
 
 impl Meter {
-    pub(crate) fn new(console: &Console<'_>, args: &ProgressArgs, verb: &'static str) -> Self {
+    pub(crate) fn new(console: &Console<'_>, args: &ProgressArgs, phase: Phase) -> Self {
         let style = console.voice.progress(args, console.is_terminal);
         let terminal = (console.is_terminal && style == ProgressStyle::Bar).then(TerminalBar::new);
-        Self { style, verb, started: Instant::now(), shown: None, width: 0, percent: None, terminal }
+        Self { style, phase, started: Instant::now(), shown: None, width: 0, percent: None, terminal }
     }
 
     /// Shows `reading` if the last one is old enough, or, whatever the style, if a line of it is `wanted`.
     pub(crate) fn show(&mut self, console: &mut Console<'_>, reading: &Reading, wanted: bool) {
+        if self.style == ProgressStyle::Json {
+            return console.progress(self.phase, reading, wanted);
+        }
         if wanted {
             self.finish(console);
             let line = match self.style {
-                ProgressStyle::Json => json_line(reading, self.started.elapsed()),
                 ProgressStyle::Percent => percent_line(reading.share() * 100.0),
-                _ => bar_line(reading, self.verb, self.started.elapsed()),
+                _ => self.bar_line(reading),
             };
             let _ = writeln!(console.err, "{line}").and_then(|()| console.err.flush());
             return;
@@ -107,12 +172,8 @@ impl Meter {
         if self.style == ProgressStyle::Percent {
             return self.percent(console, reading.share() * 100.0);
         }
-        let interval = match self.style {
-            ProgressStyle::Json => JSON_INTERVAL,
-            ProgressStyle::Bar => BAR_INTERVAL,
-            ProgressStyle::Auto | ProgressStyle::None | ProgressStyle::Percent => return,
-        };
-        if self.shown.is_none_or(|shown| shown.elapsed() >= interval) {
+        let is_due = self.shown.is_none_or(|shown| shown.elapsed() >= BAR_INTERVAL);
+        if self.style == ProgressStyle::Bar && is_due {
             self.shown = Some(Instant::now());
             self.write(console, reading);
         }
@@ -120,12 +181,11 @@ impl Meter {
 
     /// Shows `reading` as the last one.
     pub(crate) fn last(&mut self, console: &mut Console<'_>, reading: &Reading) {
-        if self.style == ProgressStyle::Percent {
-            self.percent(console, 100.0);
-        }
-        let is_written = matches!(self.style, ProgressStyle::Bar | ProgressStyle::Json);
-        if is_written && self.terminal.is_none() {
-            self.write(console, reading);
+        match self.style {
+            ProgressStyle::Json => console.progress(self.phase, reading, true),
+            ProgressStyle::Percent => self.percent(console, 100.0),
+            ProgressStyle::Bar if self.terminal.is_none() => self.write(console, reading),
+            _ => {}
         }
         self.finish(console);
     }
@@ -156,29 +216,16 @@ impl Meter {
     }
 
     fn write(&mut self, console: &mut Console<'_>, reading: &Reading) {
-        let line = if self.style == ProgressStyle::Json {
-            format!("{}\n", json_line(reading, self.started.elapsed()))
-        } else {
-            let bar = bar_line(reading, self.verb, self.started.elapsed());
-            let padded = format!("\r{bar:<width$}", width = self.width);
-            self.width = bar.chars().count();
-            padded
-        };
+        let bar = self.bar_line(reading);
+        let padded = format!("\r{bar:<width$}", width = self.width);
+        self.width = bar.chars().count();
         // A copy does not fail because its progress cannot be shown.
-        let _ = console.err.write_all(line.as_bytes()).and_then(|()| console.err.flush());
+        let _ = console.err.write_all(padded.as_bytes()).and_then(|()| console.err.flush());
     }
-}
 
-fn json_line(reading: &Reading, elapsed: Duration) -> String {
-    json!({
-        "offset": reading.offset,
-        "len": reading.len,
-        "copied": reading.copied,
-        "zeroed": reading.zeroed,
-        "skipped": reading.skipped,
-        "elapsed": elapsed.as_secs_f64(),
-    })
-    .to_string()
+    fn bar_line(&self, reading: &Reading) -> String {
+        bar_line(reading, self.phase.verb(), self.started.elapsed())
+    }
 }
 
 fn percent_line(percent: f64) -> String {
@@ -221,12 +268,5 @@ mod tests {
             bar_line(&Reading::of_pass(0, 0), "done", Duration::ZERO),
             "[##############################] 100.0 %  0 B of 0 B done"
         );
-    }
-
-    #[test]
-    fn a_json_line_is_an_object() {
-        let reading = Reading { copied: 5, ..Reading::of_pass(5, 10) };
-        let line = json_line(&reading, Duration::from_millis(1500));
-        assert_eq!(line, r#"{"offset":5,"len":10,"copied":5,"zeroed":0,"skipped":0,"elapsed":1.5}"#);
     }
 }

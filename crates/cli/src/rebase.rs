@@ -12,7 +12,7 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::lock_policy;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::voice::Finished;
 
 const TICK: Duration = Duration::from_millis(20);
@@ -54,7 +54,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &RebaseArgs) -> Outcome {
     }
     let interrupt = Interrupt::watch()?;
     let job = open.start().map_err(|error| failure("rebase", error))?;
-    let mut meter = Meter::new(console, &args.progress, "compared");
+    let mut meter = Meter::new(console, &args.progress, Phase::Rebase);
     watch(console, job.control(), &mut meter, &interrupt);
     let outcome = job.wait().map_err(|error| {
         let failure = failure("rebase", error);

@@ -8,7 +8,7 @@ use crate::args::{CopyArgs, VerifyMode};
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Reading};
+use crate::progress::{Meter, Phase, Reading};
 use crate::ranges::RangesFile;
 
 /// Ranges that are listed; a program reads all of them elsewhere.
@@ -34,7 +34,7 @@ pub(crate) fn finish(
         return job.finish();
     }
     let len = job.disk_len();
-    let mut meter = Meter::new(console, &args.progress, "verified");
+    let mut meter = Meter::new(console, &args.progress, Phase::Verify);
     let finished = job.finish_with(&mut |done| {
         meter.show(console, &Reading::of_pass(done, len), interrupt.progress_wanted());
         if interrupt.requested() { Visit::Break(()) } else { Visit::Continue(()) }

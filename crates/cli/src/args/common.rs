@@ -91,8 +91,8 @@ pub(crate) struct OutputArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ProgressArgs {
-    /// Progress on standard error: `bar`, a line that is updated; `json`, one object per line; `auto`, a bar
-    /// on a terminal
+    /// Progress on standard error: `bar`, a line that is updated; `json`, one object per line, the last with
+    /// the outcome, and no other text; `auto`, a bar on a terminal
     #[arg(long, value_enum, value_name = "STYLE", default_value = "auto")]
     pub(crate) progress: ProgressStyle,
 

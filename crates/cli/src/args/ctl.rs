@@ -80,7 +80,7 @@ pub(crate) enum CtlCommand {
     /// The columns are the part done, the job's rate, the rate at which others write to the disk, the bytes
     /// left, and the estimated time left, or that the job does not converge: the disk is written as fast as
     /// it is copied. The exit code is 1 if a job failed or was cancelled.
-    Watch(JobArgs),
+    Watch(WatchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +88,17 @@ pub(crate) struct JobArgs {
     /// Job ids
     #[arg(value_name = "JOB")]
     pub(crate) jobs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) jobs: JobArgs,
+
+    /// Print one JSON object per line, once a second for each job, and one when it has ended: those of
+    /// --progress=json, with the job's id
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

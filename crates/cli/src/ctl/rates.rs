@@ -1,13 +1,10 @@
 //! How fast a job goes and when it will be through. A daemon that knows is believed; for others the figures
 //! of the last few seconds are compared. Called by `watch`; time is an argument.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::job::Job;
-
-/// How far back figures are compared.
-const WINDOW: Duration = Duration::from_secs(4);
+use crate::progress::RateWindow;
 
 /// What is known of a job's pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -34,17 +31,15 @@ pub(super) enum Outlook {
 /// The figures of one job over the last few seconds.
 #[derive(Debug, Default)]
 pub(super) struct Rates {
-    /// When, done, total.
-    samples: VecDeque<(Duration, u64, u64)>,
+    done: RateWindow,
+    total: RateWindow,
 }
 
 impl Rates {
     /// Takes the figures of `now`, which is the time since some start, and tells the pace.
     pub(super) fn pace(&mut self, job: &Job, now: Duration) -> Pace {
-        self.samples.push_back((now, job.done(), job.total()));
-        while self.samples.get(1).is_some_and(|(at, ..)| *at + WINDOW <= now) {
-            self.samples.pop_front();
-        }
+        self.done.push(now, job.done());
+        self.total.push(now, job.total());
         let measured = self.measured(job);
         let Some(converging) = job.converging() else { return measured };
         let outlook = match (converging, job.number("eta-ms")) {
@@ -61,19 +56,13 @@ impl Rates {
     }
 
     fn measured(&self, job: &Job) -> Pace {
-        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+        let (Some(copied), Some(written)) = (self.done.rate(), self.total.rate()) else {
             return Pace::default();
         };
-        let nanos = (last.0.saturating_sub(first.0)).as_nanos();
         // The figures of a pause say nothing of what comes after it.
-        if nanos == 0 || job.is_paused() {
+        if job.is_paused() {
             return Pace::default();
         }
-        let rate = |from: u64, to: u64| {
-            let rate = u128::from(to.saturating_sub(from)) * 1_000_000_000 / nanos;
-            u64::try_from(rate).unwrap_or(u64::MAX)
-        };
-        let (copied, written) = (rate(first.1, last.1), rate(first.2, last.2));
         let outlook = match copied.checked_sub(written) {
             _ if job.left() == 0 => Outlook::Equal,
             None | Some(0) => Outlook::NotConverging,

@@ -1,7 +1,7 @@
 //! `watch`: a line for each job, drawn again and again until all have ended.
 //!
 //! On a terminal the lines are drawn over; elsewhere a line is printed when it says something new, once a
-//! second at most but for another state.
+//! second at most but for another state. With `--json` each line is an object ([`super::objects`]).
 
 use std::time::{Duration, Instant};
 
@@ -11,9 +11,10 @@ use rustix::termios::tcgetwinsize;
 
 use super::end::{End, Follow, next};
 use super::job::{Job, list};
+use super::objects::Objects;
 use super::pick;
 use super::rates::{Outlook, Pace, Rates};
-use crate::args::JobArgs;
+use crate::args::WatchArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
@@ -22,41 +23,83 @@ use crate::interrupt::Interrupt;
 pub(super) const ON_TERMINAL: Duration = Duration::from_millis(500);
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
-pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &JobArgs) -> Outcome {
+pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &WatchArgs) -> Outcome {
+    // Errors are objects then, too.
+    console.as_json |= args.json;
     let interrupt = Interrupt::watch()?;
     let jobs = list(client)?;
-    let jobs = if args.jobs.is_empty() { jobs } else { pick(jobs, &args.jobs)? };
+    let names = &args.jobs.jobs;
+    let jobs = if names.is_empty() { jobs } else { pick(jobs, names)? };
     if jobs.is_empty() {
         console.note("there are no jobs");
         return Ok(Exit::Done);
     }
-    let (mut following, mut shown): (Vec<_>, Vec<_>) =
-        jobs.into_iter().map(|job| (Follow::new(job), Shown::default())).unzip();
+    let mut following: Vec<_> = jobs.into_iter().map(Follow::new).collect();
+    let mut view = View::new(console, args.json, following.len());
     let start = Instant::now();
-    let interval = if console.out_is_terminal { ON_TERMINAL } else { ELSEWHERE };
-    let mut drawn = 0;
     loop {
-        let mut lines = Vec::new();
-        for (follow, shown) in following.iter().zip(&mut shown) {
-            lines.push(shown.line(follow, start.elapsed()));
-        }
-        if console.out_is_terminal {
-            draw(console, &lines.iter().map(|(line, _)| line.as_str()).collect::<Vec<_>>(), drawn)?;
-            drawn = lines.len();
-        } else {
-            for (line, _) in lines.iter().filter(|(_, new)| *new) {
-                console.print(&format!("{line}\n"))?;
-            }
-        }
+        view.show(console, &following, start.elapsed())?;
         if following.iter().all(|follow| follow.over) {
             let good = following.iter().all(|follow| follow.end == Some(End::Completed));
             return Ok(if good { Exit::Done } else { Exit::Failed });
         }
-        next(client, &mut following, interval, &interrupt).map_err(|failure| match failure.exit {
+        next(client, &mut following, view.interval(), &interrupt).map_err(|failure| match failure.exit {
             // Interrupting a view needs no message.
             Exit::Signal(_) => Failure { message: None, ..failure },
             _ => failure,
         })?;
+    }
+}
+
+/// How the jobs are shown, and what was shown of each.
+enum View {
+    /// Lines that are drawn over.
+    Drawn(Vec<Shown>, usize),
+    /// Lines that follow each other.
+    Printed(Vec<Shown>),
+    /// Objects.
+    Json(Vec<Objects>),
+}
+
+impl View {
+    fn new(console: &Console<'_>, json: bool, jobs: usize) -> Self {
+        let shown = || (0..jobs).map(|_| Shown::default()).collect();
+        match (json, console.out_is_terminal) {
+            (true, _) => Self::Json((0..jobs).map(|_| Objects::default()).collect()),
+            (false, true) => Self::Drawn(shown(), 0),
+            (false, false) => Self::Printed(shown()),
+        }
+    }
+
+    fn interval(&self) -> Duration {
+        match self {
+            Self::Drawn(..) => ON_TERMINAL,
+            Self::Printed(_) | Self::Json(_) => ELSEWHERE,
+        }
+    }
+
+    fn show(&mut self, console: &mut Console<'_>, following: &[Follow], now: Duration) -> Outcome<()> {
+        match self {
+            Self::Drawn(shown, drawn) => {
+                let lines = following.iter().zip(shown).map(|(follow, shown)| shown.line(follow, now).0);
+                let lines: Vec<_> = lines.collect();
+                draw(console, &lines.iter().map(String::as_str).collect::<Vec<_>>(), *drawn)?;
+                *drawn = lines.len();
+            }
+            Self::Printed(shown) => {
+                for (follow, shown) in following.iter().zip(shown) {
+                    if let (line, true) = shown.line(follow, now) {
+                        console.print(&format!("{line}\n"))?;
+                    }
+                }
+            }
+            Self::Json(objects) => {
+                for (follow, objects) in following.iter().zip(objects) {
+                    objects.next(follow, now).map_or(Ok(()), |line| console.print(&line))?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -36,7 +36,7 @@ impl TerminalBar {
 
     /// Shows `reading`.
     pub(super) fn show(&mut self, reading: &Reading) {
-        let (done, left) = (reading.done, reading.left);
+        let (done, left) = (reading.work_done, reading.work_left);
         let style = if (self.width)() < WIDE { narrow() } else { wide() };
         let message = format!("{}% done, {} left", percent(done, left), human_size(left));
         if let Some(bar) = &self.drawn {
@@ -181,7 +181,7 @@ mod tests {
             target: || ProgressDrawTarget::term_like(Box::new(Screen)),
             width: || WIDTH.get(),
         };
-        bar.show(&Reading { done, left, ..Reading::of_pass(0, 0) });
+        bar.show(&Reading { work_done: done, work_left: left, ..Reading::of_pass(0, 0) });
         if let Some(bar) = &bar.drawn {
             bar.force_draw();
         }

@@ -219,7 +219,7 @@ fn results_and_progress_are_there_for_machines() {
         ["copied", "zeroed", "skipped", "shared"].iter().map(|key| result[key].as_u64().unwrap()).sum();
     assert_eq!(bytes, 4 << 20);
     let last: Value = serde_json::from_str(ran.err.lines().last().unwrap()).unwrap();
-    assert_eq!((&last["offset"], &last["len"]), (&Value::from(4 << 20), &Value::from(4 << 20)));
+    assert_eq!((&last["done"], &last["total"]), (&Value::from(4 << 20), &Value::from(4 << 20)));
     let differ = place.ours("compare --output=json @source @target");
     let result: Value = serde_json::from_str(&differ.out).unwrap();
     assert_eq!((differ.code, &result["identical"]), (0, &Value::from(true)));

@@ -12,6 +12,8 @@ use blockmirror_testing::process::with_default_signals;
 use blockmirror_testing::qemu::have;
 use serde_json::{Value, json};
 
+use crate::progress::{Line, lines};
+
 /// Nothing here takes longer, on a machine that works at all.
 const PATIENCE: Duration = Duration::from_secs(60);
 const OURS: &str = env!("CARGO_BIN_EXE_blockmirror");
@@ -88,6 +90,25 @@ fn an_interrupted_watch_leaves_the_job_alone() {
     let output = watch.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(130), Vec::new()));
     assert_eq!(world.jobs()[0]["status"], "running");
+}
+
+#[test]
+fn for_programs_a_line_is_an_object() {
+    let mut world = World::new();
+    let mut watch = world.watch(&[OURS, "ctl", "qmp", "watch", "--json", "m"]);
+    let mut output = BufReader::new(watch.stdout.take().unwrap());
+    let mut text = String::new();
+    output.read_line(&mut text).unwrap();
+    world.client.execute("job-cancel", json!({"id": "m"})).unwrap();
+    output.read_to_string(&mut text).unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(1));
+    let lines = lines(&text);
+    let Line::Progress { job, phase, state, total, .. } = &lines[0] else { panic!("{text}") };
+    let found = (job.as_deref(), phase.as_str(), state.as_str(), *total);
+    assert_eq!(found, (Some("m"), "mirror", "running", 1 << 20));
+    let Some(Line::End { job, state, error, .. }) = lines.last() else { panic!("{text}") };
+    assert_eq!((job.as_deref(), state.as_str(), error.is_none()), (Some("m"), "cancelled", true));
+    assert_eq!(lines.iter().filter(|line| matches!(line, Line::End { .. })).count(), 1);
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod log;
 mod measure;
 mod output;
 mod process;
+mod progress;
 mod qemu;
 mod qemu_name;
 mod resize;

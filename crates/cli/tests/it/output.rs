@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::common::Place;
+use crate::progress::Line;
 
 /// What a copy has done: `mirror` and `convert`.
 #[derive(Deserialize, JsonSchema)]
@@ -267,14 +268,14 @@ struct Found {
 }
 
 /// A failure under `--output=json`: one line of the standard error.
-#[derive(Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct Failed {
+pub(crate) struct Failed {
     /// `usage`, `mismatch`, `interrupted`, `failed`, or what kind of error a file or a disk had. Of a line
     /// that is no failure: `note` or `warning`, without an exit code.
-    class: String,
-    message: String,
-    exit_code: Option<u8>,
+    pub(crate) class: String,
+    pub(crate) message: String,
+    pub(crate) exit_code: Option<u8>,
     operation: Option<String>,
     path: Option<String>,
     offset: Option<u64>,
@@ -294,6 +295,7 @@ fn the_schemas_are_those_of_the_documentation() {
         ("info", schema_for!(Info)),
         ("inspected", schema_for!(Inspected)),
         ("failed", schema_for!(Failed)),
+        ("progress", schema_for!(Line)),
     ];
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/schemas");
     for (name, schema) in schemas {
