@@ -10,6 +10,7 @@ use blockmirror_image::FileId;
 
 use crate::failure::{Failure, Outcome, object, remark};
 use crate::log;
+use crate::notify::Notifier;
 use crate::progress::{Lines, Phase, Reading};
 use crate::voice::{Own, Voice};
 
@@ -33,6 +34,8 @@ pub(crate) struct Console<'a> {
     pub(crate) owns_process: bool,
     /// With `--progress=json` all that is written to `err`.
     lines: Option<Lines>,
+    /// The service manager that follows this process, if one does.
+    pub(crate) manager: Option<Notifier>,
 }
 
 /// One of the two streams.
@@ -74,6 +77,7 @@ impl<'a> Console<'a> {
             as_json: false,
             owns_process: false,
             lines: None,
+            manager: None,
         }
     }
 
@@ -84,8 +88,18 @@ impl<'a> Console<'a> {
         let (out_file, err_file) = (FileId::of_open(&*out), FileId::of_open(&*err));
         let (out, err) = (Stream::new(out, out_file), Stream::new(err, err_file));
         let can_ask = is_terminal && io::stdin().is_terminal();
-        let (as_json, owns_process, lines) = (false, true, None);
-        Self { voice: &Own, out, err, is_terminal, out_is_terminal, can_ask, as_json, owns_process, lines }
+        Self {
+            voice: &Own,
+            out,
+            err,
+            is_terminal,
+            out_is_terminal,
+            can_ask,
+            as_json: false,
+            owns_process: true,
+            lines: None,
+            manager: Notifier::of_process(),
+        }
     }
 
     /// From here on nothing is printed into `files`: the command is about to write them.
@@ -130,8 +144,11 @@ impl<'a> Console<'a> {
         self.lines.is_some()
     }
 
-    /// Takes where `phase` stands, for `--progress=json`.
+    /// Takes where `phase` stands, for the service manager and for `--progress=json`.
     pub(crate) fn progress(&mut self, phase: Phase, reading: &Reading, wanted: bool) {
+        if let Some(manager) = &mut self.manager {
+            manager.status(&reading.status(phase));
+        }
         if let Some(line) = self.lines.as_mut().and_then(|lines| lines.progress(phase, reading, wanted)) {
             self.say(&line);
         }
@@ -158,6 +175,9 @@ impl<'a> Console<'a> {
     pub(crate) fn end(&mut self, outcome: Outcome) -> u8 {
         let exit = outcome.as_ref().map_or_else(|failure| failure.exit, |exit| *exit);
         let code = self.voice.code(exit);
+        if let (Some(manager), Err(Failure { message: Some(message), .. })) = (&mut self.manager, &outcome) {
+            manager.last_status(message);
+        }
         match (&self.lines, outcome) {
             (Some(lines), outcome) => {
                 let line = lines.end(&outcome, code);

@@ -10,8 +10,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
-use blockmirror_daemon::{Daemon, Startup};
+use blockmirror_daemon::{Daemon, JobSummary, Startup};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::low_level::pipe;
 
@@ -20,6 +21,7 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::ending;
 use crate::lock_policy;
+use crate::notify::Notifier;
 use crate::pid_file::PidFile;
 
 /// What the child in the background says when it is ready.
@@ -52,7 +54,13 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         console.print(&String::from_utf8_lossy(READY))?;
         leave_terminal().map_err(|e| Failure::failed(format!("cannot leave the terminal: {e}")))?;
     }
+    // Only a process that got this far is ready, and only the parent of one in the background ends here.
+    let told = console.manager.take().and_then(|manager| keep_told(manager, &daemon, args.background).ok());
     daemon.run();
+    if let Some(told) = told {
+        // It ends with the daemon. That it panicked is no reason to fail.
+        let _ = told.join();
+    }
     if let Some(file) = pid_file {
         file.remove();
     }
@@ -70,6 +78,51 @@ fn raise_file_limit() {
     if current.is_some_and(|current| current < most) {
         // With the limit that it has it can do less, which it says then.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(most), maximum });
+    }
+}
+
+/// How often jobs are looked at for the service manager.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Jobs that the status names.
+const MOST_NAMED: usize = 4;
+
+/// Tells the service manager that the daemon is ready, what its jobs do, and that it ends.
+fn keep_told(
+    mut manager: Notifier,
+    daemon: &Arc<Daemon>,
+    background: bool,
+) -> std::io::Result<thread::JoinHandle<()>> {
+    let daemon = Arc::clone(daemon);
+    if background {
+        // The process that the manager has started is not this one.
+        manager.send(&format!("READY=1\nMAINPID={}", std::process::id()));
+    } else {
+        manager.send("READY=1");
+    }
+    thread::Builder::new().name("notify".into()).spawn(move || {
+        loop {
+            manager.status(&status(&daemon.jobs()));
+            if daemon.quits_within(STATUS_INTERVAL) {
+                return manager.send("STOPPING=1");
+            }
+        }
+    })
+}
+
+/// The jobs on one line.
+fn status(jobs: &[JobSummary]) -> String {
+    if jobs.is_empty() {
+        return "no jobs".to_owned();
+    }
+    let named = jobs.iter().take(MOST_NAMED).map(|job| {
+        let percent = if job.total == 0 { 100.0 } else { job.done as f64 * 100.0 / job.total as f64 };
+        format!("{}: {} {} {}%", job.id, job.kind, job.state, percent as u64)
+    });
+    let named = named.collect::<Vec<_>>().join(", ");
+    match jobs.len().saturating_sub(MOST_NAMED) {
+        0 => named,
+        more => format!("{named}, and {more} more"),
     }
 }
 

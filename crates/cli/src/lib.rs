@@ -65,6 +65,7 @@ mod log;
 mod map;
 mod measure;
 mod names;
+mod notify;
 mod pid_file;
 mod progress;
 mod prompt;

@@ -125,6 +125,12 @@ impl Reading {
 }
 
 impl Reading {
+    /// Where `phase` stands, for a service manager.
+    pub(crate) fn status(&self, phase: Phase) -> String {
+        let percent = bar::percent(self.work_done, self.work_left);
+        format!("{}: {percent}% done, {} left", phase.name(), human_size(self.work_left))
+    }
+
     /// How much of it is behind, from 0 to 1.
     fn share(&self) -> f64 {
         if self.len == 0 { 1.0 } else { self.offset as f64 / self.len as f64 }
@@ -154,8 +160,9 @@ impl Meter {
 
     /// Shows `reading` if the last one is old enough, or, whatever the style, if a line of it is `wanted`.
     pub(crate) fn show(&mut self, console: &mut Console<'_>, reading: &Reading, wanted: bool) {
+        console.progress(self.phase, reading, wanted);
         if self.style == ProgressStyle::Json {
-            return console.progress(self.phase, reading, wanted);
+            return;
         }
         if wanted {
             self.finish(console);
@@ -181,8 +188,8 @@ impl Meter {
 
     /// Shows `reading` as the last one.
     pub(crate) fn last(&mut self, console: &mut Console<'_>, reading: &Reading) {
+        console.progress(self.phase, reading, true);
         match self.style {
-            ProgressStyle::Json => console.progress(self.phase, reading, true),
             ProgressStyle::Percent => self.percent(console, 100.0),
             ProgressStyle::Bar if self.terminal.is_none() => self.write(console, reading),
             _ => {}

@@ -13,6 +13,7 @@ use tracing::info;
 use crate::command::{self, Services};
 use crate::errors::StartupError;
 use crate::graph::close_all;
+use crate::job::JobSummary;
 
 /// How long monitors may take to write what they have, at the end.
 const GRACE: Duration = Duration::from_millis(500);
@@ -78,6 +79,16 @@ impl Daemon {
     /// Makes [`run`](Self::run) return. Never waits.
     pub fn quit(&self) {
         self.services.quit.ask();
+    }
+
+    /// Waits for [`quit`](Self::quit), for at most `limit`; whether it was asked.
+    pub fn quits_within(&self, limit: Duration) -> bool {
+        self.services.quit.wait_for(limit)
+    }
+
+    /// The jobs, the newest first.
+    pub fn jobs(&self) -> Vec<JobSummary> {
+        self.services.jobs.summaries()
     }
 
     /// Waits for [`quit`](Self::quit), then ends everything: jobs are cancelled, exports closed, images

@@ -17,6 +17,7 @@ mod log;
 mod mirror;
 mod resume;
 mod simple;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,7 @@ pub(crate) use live_log::{FileLog, LiveLogs};
 pub(crate) use log::job_span;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
+pub use summary::JobSummary;
 
 /// How long a dismissed job may take to be gone.
 const DISMISS_LIMIT: Duration = Duration::from_secs(5);

@@ -69,6 +69,7 @@ mod tests;
 
 pub use daemon::Daemon;
 pub use errors::StartupError;
+pub use job::JobSummary;
 pub use startup::Startup;
 
 /// The target of log events that are shown to the user even where no log is asked for: one line each, rare,

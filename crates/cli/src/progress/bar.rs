@@ -65,7 +65,7 @@ impl TerminalBar {
 }
 
 /// Full parts of a hundred: only what is complete is 100.
-fn percent(done: u64, left: u64) -> u64 {
+pub(super) fn percent(done: u64, left: u64) -> u64 {
     if left == 0 { 100 } else { (done as f64 / (done as f64 + left as f64) * 100.0) as u64 }
 }
 

@@ -16,6 +16,7 @@ mod kill;
 mod limits;
 mod log;
 mod measure;
+mod notify;
 mod output;
 mod process;
 mod progress;
