@@ -244,14 +244,14 @@ mod tests {
         (
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
-             target_image_opts target_cache target_is_zero require_flush no_sync in_place atomic force clean granularity speed buf_size parallel sparse_size reflink \
+             target_image_opts target_cache target_is_zero require_flush no_sync in_place atomic no_clobber force clean granularity speed buf_size parallel sparse_size reflink \
              on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart resume dry_run \
              verify ranges only output progress bar quiet sync",
         ),
         ("convert", "compress"),
         (
             "create",
-            "file size format options backing backing_format allow_backing lock no_look in_place atomic force clean quiet",
+            "file size format options backing backing_format allow_backing lock no_look in_place atomic no_clobber force clean quiet",
         ),
         ("info", "file format backing_chain ACCESS output"),
         ("inspect", "file format allow limits output"),
@@ -282,7 +282,7 @@ mod tests {
             "rebase",
             "CHAIN backing backing_format header_only compress force_share cache backing_cache progress bar quiet",
         ),
-        ("dd", "operands format output_format ACCESS in_place atomic force clean progress bar quiet"),
+        ("dd", "operands format output_format ACCESS in_place atomic no_clobber force clean progress bar quiet"),
         (
             "bench",
             "file format count depth buffer_size offset step_size write pattern flush_interval no_drain cache \

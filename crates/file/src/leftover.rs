@@ -79,18 +79,7 @@ const MOST: usize = 16;
 
 /// Those of the file at `location` that the user of this process owns; none if the directory may not be read.
 pub(crate) fn find(location: &Location) -> Vec<Leftover> {
-    let affixes = PARTIAL_LENGTHS.map(|longest| partial_affixes(location.name().as_bytes(), longest));
-    let is_partial = |name: &[u8]| {
-        affixes.iter().any(|(prefix, suffix)| {
-            let rest = name.strip_prefix(&**prefix);
-            let random =
-                rest.and_then(|rest| rest.strip_suffix(*suffix).or(rest.strip_suffix(SIDECAR_SUFFIX)));
-            random.is_some_and(|random| {
-                random.len() == RANDOM_DIGITS && random.iter().all(u8::is_ascii_hexdigit)
-            })
-        })
-    };
-    let all: BTreeSet<_> = location.names(is_partial).into_iter().collect();
+    let all: BTreeSet<_> = names(location).into_iter().collect();
     // A sidecar is found with its file; one without is a leftover by itself.
     let sidecars: BTreeSet<_> = all.iter().map(|name| partial::sidecar_name(name)).collect();
     let mut names: Vec<_> = all.iter().filter(|name| !sidecars.contains(*name)).cloned().collect();
@@ -110,6 +99,40 @@ pub(crate) fn find(location: &Location) -> Vec<Leftover> {
     let open = holders::open_files(&found.iter().map(|leftover| leftover.file).collect());
     found.retain(|left| !open.contains(&left.file) && holders::loop_device(left.file).is_none());
     found
+}
+
+/// A temporary file for the name at `location` that a run of the same user has locked or open, but for the
+/// one with the number `except`.
+pub(crate) fn in_use(location: &Location, except: Option<u32>) -> Option<PathBuf> {
+    let is_other = |name: &OsString| {
+        partial::is_partial(name) && partial::is_ours(location, name) && Some(partial::number(name)) != except
+    };
+    let names: Vec<_> = names(location).into_iter().filter(is_other).collect();
+    // Without its lock, one may be open all the same.
+    let found = names.iter().map(|name| unlocked(location, name).map(|(meta, _)| FileId::of_metadata(&meta)));
+    let found: Vec<_> = found.collect();
+    let open = holders::open_files(&found.iter().flatten().flatten().copied().collect());
+    let in_use = names.iter().zip(found).find(|(name, found)| match found {
+        // Or gone by now.
+        None => partial::is_ours(location, name),
+        Some(file) => file.is_some_and(|file| open.contains(&file)),
+    });
+    in_use.map(|(name, _)| location.beside(name))
+}
+
+/// The temporary names, and those of sidecars, that belong to the name at `location`.
+fn names(location: &Location) -> Vec<OsString> {
+    let affixes = PARTIAL_LENGTHS.map(|longest| partial_affixes(location.name().as_bytes(), longest));
+    location.names(|name: &[u8]| {
+        affixes.iter().any(|(prefix, suffix)| {
+            let rest = name.strip_prefix(&**prefix);
+            let random =
+                rest.and_then(|rest| rest.strip_suffix(*suffix).or(rest.strip_suffix(SIDECAR_SUFFIX)));
+            random.is_some_and(|random| {
+                random.len() == RANDOM_DIGITS && random.iter().all(u8::is_ascii_hexdigit)
+            })
+        })
+    })
 }
 
 /// The file `name` of ours, open and locked, and what the kernel says about it, unless another has it locked.

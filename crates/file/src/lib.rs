@@ -40,6 +40,7 @@ mod carry;
 mod claim;
 mod device_stamp;
 mod direct;
+mod exclusive;
 mod flushes;
 mod growth;
 mod handle;

@@ -327,6 +327,8 @@ fn create_beside(
             // A run that cleans up has taken it for an old one before it was locked.
             Ok(storage) if storage.file().metadata().is_ok_and(|meta| meta.nlink() == 0) => {}
             Ok(storage) => return Ok((partial, storage)),
+            // A run that looks for old ones has it locked for that moment.
+            Err(e) if e.kind() == ErrorKind::Locked => remove(location, &partial),
             Err(e) => {
                 remove(location, &partial);
                 return Err(e);

@@ -84,6 +84,11 @@ pub(crate) fn number(partial: &OsStr) -> u32 {
     digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0)
 }
 
+/// Whether a temporary name is that of the file itself, not of its sidecar.
+pub(crate) fn is_partial(name: &OsStr) -> bool {
+    name.as_bytes().ends_with(SUFFIX)
+}
+
 /// The name of the file beside `partial` that says how far it has come.
 pub(crate) fn sidecar_name(partial: &OsStr) -> OsString {
     let bytes = partial.as_bytes();

@@ -17,6 +17,7 @@ use rustix::fs::{Access, AtFlags, IFlags, Mode, OFlags};
 use rustix::io::retry_on_intr;
 use rustix::process::geteuid;
 
+use crate::exclusive::{self, Turn};
 use crate::handle::PathHandle;
 use crate::holders::{self, FileHolder, LoopUse};
 use crate::id::{FileId, kind_of};
@@ -50,6 +51,7 @@ pub struct TargetOptions {
     pub(crate) clean: bool,
     pub(crate) from_server: bool,
     pub(crate) or_in_place: bool,
+    pub(crate) no_clobber: bool,
     pub(crate) resume: Option<u32>,
     pub(crate) discard: Option<u32>,
     pub(crate) file: FileOptions,
@@ -113,6 +115,20 @@ impl TargetOptions {
     pub fn or_in_place(mut self, in_place: bool) -> Self {
         self.or_in_place = in_place;
         self
+    }
+
+    /// Refuses a file that exists, and one that another run of the same user with this option is making, with
+    /// [`ErrorKind::AlreadyExists`]: of several at once one makes the file. What takes the name later is not
+    /// replaced either.
+    #[must_use]
+    pub fn no_clobber(mut self, no_clobber: bool) -> Self {
+        self.no_clobber = no_clobber;
+        self
+    }
+
+    /// What [`no_clobber`](Self::no_clobber) has set.
+    pub fn keeps_existing(&self) -> bool {
+        self.no_clobber
     }
 
     /// Goes on with the temporary file that an interrupted run has left under this number
@@ -272,7 +288,23 @@ impl<'a> TargetPlan<'a> {
     }
 
     fn find(given: &'a Path, name: &Arc<str>, options: TargetOptions) -> Result<Self> {
-        let (location, found) = Location::find(given)?;
+        if options.no_clobber {
+            exclusive::check_name(given)?;
+        }
+        Self::of_found(given, name, options, Location::find(given)?)
+    }
+
+    /// The plan for what `given` was found to lead to, which is what is decided about: a name that is looked
+    /// at twice may lead to another file.
+    fn of_found(
+        given: &'a Path,
+        name: &Arc<str>,
+        options: TargetOptions,
+        (location, found): (Location, Found),
+    ) -> Result<Self> {
+        if options.no_clobber && !matches!(found, Found::Nothing) {
+            return Err(exclusive::exists());
+        }
         let decision = match decide(&location, &found, &options).map_err(|e| Error::io("create", e))?? {
             Decision::Refuse(why)
                 if options.or_in_place
@@ -364,9 +396,12 @@ impl<'a> TargetPlan<'a> {
                 }
             }
             // Nothing has the name: what takes it meanwhile is not replaced.
-            (Decision::Create | Decision::InPlace(_) | Decision::Replace, _) => Ok(TargetFile::New(
-                NewFile::begin(location, Arc::clone(&name), None, &options.file, options.resume)?,
-            )),
+            (Decision::Create | Decision::InPlace(_) | Decision::Replace, _) => {
+                let turn = options.no_clobber.then(|| Turn::take(&location, given, options.resume));
+                let _turn = turn.transpose()?;
+                let new = NewFile::begin(location, Arc::clone(&name), None, &options.file, options.resume)?;
+                Ok(TargetFile::New(new))
+            }
         };
         Ok((target?, leftovers))
     }
@@ -496,4 +531,22 @@ fn by_circumstances(
         }
     }
     Ok(Decision::Replace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that took the name after a first look at it was replaced.
+    #[test]
+    fn a_file_that_appears_before_the_decision_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let options = TargetOptions::new().no_clobber(true);
+        exclusive::check_name(&path).unwrap();
+        std::fs::write(&path, "precious").unwrap();
+        let planned = TargetPlan::of_found(&path, &"disk".into(), options, Location::find(&path).unwrap());
+        assert_eq!(planned.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+    }
 }

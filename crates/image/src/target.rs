@@ -70,6 +70,10 @@ impl Target {
     pub fn decide(path: &Path, options: &TargetOptions) -> Result<Decision> {
         if is_uri(path) {
             return match options.wanted() {
+                _ if options.keeps_existing() => Err(Error::Create {
+                    path: path.to_owned(),
+                    why: "an export exists, it cannot be made".into(),
+                }),
                 Replacement::Atomic => Err(Error::Create {
                     path: path.to_owned(),
                     why: "an export cannot be replaced atomically".into(),

@@ -120,7 +120,7 @@ pub(crate) struct CopyArgs {
     /// Write to an existing target, which must not be shorter than the source; data past the source's end is
     /// kept
     #[arg(short = 'n', long, help_heading = "Target")]
-    #[arg(conflicts_with_all = ["target_options", "in_place", "atomic", "clean"])]
+    #[arg(conflicts_with_all = ["target_options", "in_place", "atomic", "no_clobber", "clean"])]
     pub(crate) no_create: bool,
 
     /// With -n: treat the target's name as options, as --image-opts does

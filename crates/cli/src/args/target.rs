@@ -15,6 +15,10 @@ pub(crate) struct TargetArgs {
     #[arg(long, help_heading = "Existing targets")]
     pub(crate) atomic: bool,
 
+    /// Refuse a target that exists, or that another run with this option is making, before anything is copied
+    #[arg(long, help_heading = "Existing targets", conflicts_with_all = ["in_place", "atomic", "force"])]
+    pub(crate) no_clobber: bool,
+
     /// An existing file for which one of the two would have to be given is written in place.
     #[arg(skip)]
     pub(crate) or_in_place: bool,
@@ -47,6 +51,7 @@ impl TargetArgs {
         TargetOptions::new()
             .replacement(replacement)
             .or_in_place(self.or_in_place)
+            .no_clobber(self.no_clobber)
             .space(space)
             .force(self.force)
             .clean(self.clean)

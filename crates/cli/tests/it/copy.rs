@@ -11,6 +11,7 @@ mod damaged;
 mod data_files;
 mod existing;
 mod longer;
+mod no_clobber;
 mod no_sync;
 mod parts;
 mod protocols;
