@@ -5,7 +5,8 @@
 //! answer is for people: the process may be gone by the time it is read.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -17,17 +18,31 @@ pub struct Holder {
     pub pid: u32,
     /// The name of its command, as `ps` shows it; empty if unknown.
     pub command: String,
+    /// Its command line, with what does not belong on a terminal escaped, at most 80 characters of it; empty
+    /// if it may not be read.
+    pub command_line: String,
 }
+
+/// Characters of a command line that are shown.
+const SHOWN: usize = 80;
+
+/// Bytes of a command line that are read: a process may have megabytes of arguments, and a character has at
+/// most four bytes.
+const READ: u64 = 4 * SHOWN as u64 + 1;
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.pid == std::process::id() {
             return f.write_str("this process itself");
         }
-        if self.command.is_empty() {
-            return write!(f, "pid {}", self.pid);
+        match self.command.is_empty() {
+            true => write!(f, "pid {}", self.pid)?,
+            false => write!(f, "{} (pid {})", self.command, self.pid)?,
         }
-        write!(f, "{} (pid {})", self.command, self.pid)
+        match self.command_line.is_empty() {
+            true => Ok(()),
+            false => write!(f, " running \"{}\"", self.command_line),
+        }
     }
 }
 
@@ -37,8 +52,38 @@ impl Holder {
         // A process names itself as it likes; control characters do not belong on a terminal.
         let command =
             String::from_utf8_lossy(&command).trim_end().chars().filter(|c| !c.is_control()).collect();
-        Self { pid, command }
+        Self { pid, command, command_line: command_line(pid) }
     }
+}
+
+fn command_line(pid: u32) -> String {
+    let mut words = Vec::new();
+    // The process may be gone, or another user's.
+    let read =
+        File::open(format!("/proc/{pid}/cmdline")).and_then(|file| file.take(READ).read_to_end(&mut words));
+    read.map_or_else(|_| String::new(), |_| shown(&words))
+}
+
+/// The words of a command line, each of which a zero byte ends, as text that cannot leave its line.
+fn shown(words: &[u8]) -> String {
+    let text = String::from_utf8_lossy(words);
+    let mut shown = String::new();
+    let mut left = SHOWN;
+    for c in text.trim_end_matches(['\0', ' ']).chars() {
+        let escaped = match c {
+            '\0' => " ".to_owned(),
+            '"' | '\\' => c.escape_default().to_string(),
+            '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                c.escape_default().to_string()
+            }
+            c if c.is_control() => c.escape_default().to_string(),
+            c => c.to_string(),
+        };
+        let Some(rest) = left.checked_sub(escaped.chars().count()) else { return shown + "..." };
+        left = rest;
+        shown += &escaped;
+    }
+    shown
 }
 
 /// The file a lock is on, and the descriptor of ours that is not to be found.
@@ -121,7 +166,24 @@ mod tests {
         let me = Holder::of_pid(std::process::id());
         assert!(!me.command.is_empty() && !me.command.contains('\n'));
         assert_eq!(me.to_string(), "this process itself");
-        let other = Holder { pid: 1, command: "init".into() };
+        let mut other = Holder { pid: 1, command: "init".into(), command_line: String::new() };
         assert_eq!(other.to_string(), "init (pid 1)");
+        other.command_line = shown(b"/sbin/init\0splash\0");
+        assert_eq!(other.to_string(), "init (pid 1) running \"/sbin/init splash\"");
+    }
+
+    #[test]
+    fn a_command_line_stays_on_its_line_and_is_cut() {
+        assert_eq!(
+            shown("a\0b\nc\u{1b}[2J\0\"d\"\0\u{202e}".as_bytes()),
+            "a b\\nc\\u{1b}[2J \\\"d\\\" \\u{202e}"
+        );
+        assert_eq!(shown(&[b'x'; 80]), "x".repeat(80));
+        assert_eq!(shown(&[b'x'; 81]), "x".repeat(80) + "...");
+        // An escape is not cut into.
+        assert_eq!(shown(&[[b'x'; 79].as_slice(), b"\n"].concat()), "x".repeat(79) + "...");
+        assert_eq!(shown(b"\xff\0\0"), "\u{fffd}");
+        assert!(!command_line(std::process::id()).is_empty());
+        assert_eq!(command_line(u32::MAX), "");
     }
 }

@@ -65,6 +65,8 @@ fn an_image_that_qemu_writes_is_refused_and_u_ignores_it() {
     assert_eq!(ran.code, 1, "read while written: {ran:?}");
     assert!(ran.stderr.contains("image.qcow2"), "{}", ran.stderr);
     assert!(ran.stderr.contains(&holder.child.id().to_string()), "the holder is not named: {}", ran.stderr);
+    let command = format!("(pid {}) running \"qemu-io -f qcow2 ", holder.child.id());
+    assert!(ran.stderr.contains(&command), "{}", ran.stderr);
     assert!(!other.exists());
     let ran = copy(&target, &image, &["-n"]);
     assert_eq!(ran.code, 1, "two writers: {ran:?}");
