@@ -7,7 +7,7 @@ use blockmirror_image::{
 
 use crate::args::AmendArgs;
 use crate::console::Console;
-use crate::create::wants_help;
+use crate::create::{wants_help, wrong_option};
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Phase, Reading};
@@ -27,14 +27,14 @@ pub(crate) fn run(console: &mut Console<'_>, args: &AmendArgs) -> Outcome {
     let mut settings = AmendSettings::default();
     for text in &args.options {
         settings.parse(text).map_err(|error| {
-            let failure = Failure::usage(format_args!("-o: {error}"));
             let in_qemu = match &error {
                 OptionError::BadValue { key, value, .. } if key == "compat" => {
                     Some(format!("Unknown compatibility level {value}"))
                 }
                 error => qemu_words::of_option(error),
             };
-            Failure { in_qemu, ..failure }
+            let known = amend_option_help(args.format.unwrap_or(Format::Qcow2));
+            Failure { in_qemu, ..wrong_option(&error, &known) }
         })?;
     }
     if settings == AmendSettings::default() {

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use blockmirror_image::{
     BackingSettingsError, CreateSettings, CreateSpec, Error, FileId, Format, ImageInfo, OpenOptions,
-    Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
+    OptionError, OptionHelp, Preallocation, PreparedImage, directory_of, find_name, join_name, option_help,
 };
 
 use crate::args::CreateArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
+use crate::suggest::did_you_mean;
 use crate::{lock_policy, qemu_words, target};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
@@ -103,12 +104,21 @@ pub(crate) fn parse_options(
     }
     let mut settings = CreateSettings::default();
     for text in texts {
-        settings.parse(format, text).map_err(|error| {
-            let failure = Failure::usage(format_args!("-o: {error}"));
-            Failure { in_qemu: qemu_words::of_option(&error), ..failure }
+        settings.parse(format, text).map_err(|error| Failure {
+            in_qemu: qemu_words::of_option(&error),
+            ..wrong_option(&error, &option_help(format))
         })?;
     }
     Ok(Some(settings))
+}
+
+/// An `-o` text that is wrong, with what may have been meant of the options `known`.
+pub(crate) fn wrong_option(error: &OptionError, known: &[OptionHelp]) -> Failure {
+    let meant = match error {
+        OptionError::UnknownKey { key, .. } => did_you_mean(key, known.iter().map(|option| option.key)),
+        _ => String::new(),
+    };
+    Failure::usage(format_args!("-o: {error}{meant}"))
 }
 
 /// Whether `-o` texts ask for help.

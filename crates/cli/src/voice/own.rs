@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use blockmirror_block::size::human_size;
-use blockmirror_image::{Finding, Format, ImageCheck, Mending, OptionHelp};
+use blockmirror_image::{Finding, Format, ImageCheck, Mending, OptionHelp, UnknownFormat};
 use blockmirror_mirror::{GivenUp, GranularityChoice};
 use blockmirror_ops::ConvertOutcome;
 use clap::CommandFactory;
@@ -17,6 +17,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use super::{Explained, Finished, Voice};
 use crate::args::{BenchArgs, Cli, Command, CopyArgs, CreateArgs, Mend, ProgressArgs, ProgressStyle};
 use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::suggest::{did_you_mean, question};
 
 /// The command under its own name.
 pub(crate) struct Own;
@@ -56,7 +57,10 @@ impl Voice for Own {
             _ => None,
         };
         // The reason that the value's own parser gave says what the value is.
-        let reason = std::error::Error::source(error).map(ToString::to_string);
+        let source = std::error::Error::source(error);
+        let format = source.and_then(|source| source.downcast_ref::<UnknownFormat>());
+        let meant = format.map(|UnknownFormat(name)| did_you_mean(name, Format::ALL.map(Format::as_str)));
+        let reason = source.map(|source| format!("{source}{}", meant.unwrap_or_default()));
         let message = match (text(ContextKind::InvalidArg), reason) {
             (Some(argument), Some(reason)) => {
                 format!("{}: {reason}", argument.split(' ').next().unwrap_or(argument))
@@ -66,7 +70,8 @@ impl Voice for Own {
                 let rendered = error.render().to_string();
                 let what: Vec<_> =
                     rendered.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-                format!("{} (see --help)", what.join(" ").trim_start_matches("error: "))
+                let what = what.join(" ");
+                format!("{}{} (see --help)", what.trim_start_matches("error: "), meant_argument(error))
             }
         };
         Explained::Fail(Failure::usage(message))
@@ -162,5 +167,18 @@ impl Voice for Own {
 
     fn nothing_to_check(&self, path: &Path) -> Failure {
         Failure::failed(format_args!("check: {}: a raw image has no metadata to check", path.display()))
+    }
+}
+
+/// The commands, options or values that are like the word that `error` is about, as far as there are any.
+fn meant_argument(error: &clap::Error) -> String {
+    use ContextKind::{SuggestedArg, SuggestedSubcommand, SuggestedValue};
+    let alike =
+        [SuggestedSubcommand, SuggestedArg, SuggestedValue].into_iter().find_map(|kind| error.get(kind));
+    match alike {
+        Some(ContextValue::String(name)) => question(&[name]),
+        // The last is the one that is most alike.
+        Some(ContextValue::Strings(names)) => names.last().map_or_else(String::new, |name| question(&[name])),
+        _ => String::new(),
     }
 }

@@ -94,7 +94,7 @@ fn what_is_wrong_is_said_in_one_line_and_leaves_no_file() {
         (
             "mirror -O qcow2 -o cluster=1 @source @t",
             2,
-            "-o: option \"cluster\": qcow2 has no such option; it has backing_file, backing_fmt, cluster_size, compat, compression_type, data_file, data_file_raw, extended_l2, lazy_refcounts, preallocation, refcount_bits, size, extent_size_hint",
+            "-o: option \"cluster\": qcow2 has no such option; it has backing_file, backing_fmt, cluster_size, compat, compression_type, data_file, data_file_raw, extended_l2, lazy_refcounts, preallocation, refcount_bits, size, extent_size_hint; did you mean cluster_size?",
         ),
         (
             "mirror -O qcow2 -o compat=0.10,lazy_refcounts=on @source @t",

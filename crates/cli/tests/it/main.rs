@@ -25,6 +25,7 @@ mod qemu_name;
 mod resize;
 mod serve;
 mod snapshot;
+mod suggest;
 mod target_kinds;
 mod transcripts;
 mod verify;
