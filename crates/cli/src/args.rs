@@ -245,7 +245,7 @@ mod tests {
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush no_sync in_place atomic no_clobber force clean granularity speed buf_size parallel sparse_size reflink \
-             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart resume dry_run \
+             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart resume no_space_check dry_run \
              verify ranges only output progress bar quiet sync",
         ),
         ("convert", "compress"),
@@ -282,7 +282,10 @@ mod tests {
             "rebase",
             "CHAIN backing backing_format header_only compress force_share cache backing_cache progress bar quiet",
         ),
-        ("dd", "operands format output_format ACCESS in_place atomic no_clobber force clean progress bar quiet"),
+        (
+            "dd",
+            "operands format output_format ACCESS in_place atomic no_clobber force clean progress bar quiet",
+        ),
         (
             "bench",
             "file format count depth buffer_size offset step_size write pattern flush_interval no_drain cache \

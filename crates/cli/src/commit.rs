@@ -35,9 +35,10 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
         console.note(format_args!("{base}: {between} image(s) above it show a mixture from now on"));
     }
     let interrupt = Interrupt::watch()?;
+    let base = open.base().to_owned();
     let job = open.start().map_err(|error| failure("commit", error))?;
     let mut meter = Meter::new(console, &args.progress, Phase::Commit);
-    watch(console, job.control(), &mut meter, &interrupt);
+    watch(console, job.control(), &base, &mut meter, &interrupt);
     let outcome = job.finish().map_err(|error| {
         let failure = failure("commit", error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }

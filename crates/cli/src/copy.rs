@@ -20,7 +20,7 @@ use crate::interrupt::Interrupt;
 use crate::progress::{Meter, Phase, Reading};
 use crate::ranges::{self, RangesFile};
 use crate::report;
-use crate::{checkpoint, confine, lock_policy, prompt, qemu_words, target, verify};
+use crate::{checkpoint, confine, lock_policy, prompt, qemu_words, space, target, verify};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -111,6 +111,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     let ranges = args.verify.ranges.as_deref();
     let ranges = ranges.map(|path| RangesFile::create(path, &interrupt)).transpose()?;
     announce(console, args, &prepared, &interrupt);
+    space::check(console, args, &prepared, &interrupt)?;
     confine::narrow(args, &prepared)?;
     let partial = prepared.partial_paths();
     let resumes = prepared.resumes().is_some_and(|found| found.done > 0);
@@ -245,6 +246,10 @@ fn policy(console: &Console<'_>, asked: OnError, option: &str) -> Outcome<mirror
         OnError::Stop => "stop",
         OnError::Enospc => "enospc",
     };
+    if console.has_lines() {
+        let why = "a paused copy waits for an answer, and --progress=json asks nothing";
+        return Err(Failure::usage(format_args!("{option}={name}: {why}")));
+    }
     Err(Failure::usage(format_args!(
         "{option}={name}: a paused copy needs a terminal to be resumed from, and there is none"
     )))
@@ -263,7 +268,7 @@ fn follow(
         console.report(&text);
     }
     let mut meter = Meter::new(console, &args.progress, Phase::Copy);
-    let declined = watch(console, job.control(), &mut meter, interrupt);
+    let declined = watch(console, job.control(), &args.target, &mut meter, interrupt);
     match verify::finish(console, args, job, interrupt) {
         Ok(outcome) => {
             let exit = report::conclude(console, args, &outcome)?;
@@ -303,6 +308,7 @@ fn follow(
 pub(crate) fn watch(
     console: &mut Console<'_>,
     control: &MirrorControl,
+    target: &Path,
     meter: &mut Meter,
     interrupt: &Interrupt,
 ) -> Option<String> {
@@ -326,7 +332,11 @@ pub(crate) fn watch(
             control.cancel();
         } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
             meter.finish(console);
-            if prompt::ask_to_resume(console, &reason, interrupt) {
+            let said = match progress.io_status {
+                IoStatus::NoSpace => format!("{reason}; {}", space::missing(target, reading.work_left())),
+                _ => reason.clone(),
+            };
+            if prompt::ask_to_resume(console, &said, interrupt) {
                 // If it goes on by itself by now, all the better.
                 let _ = control.resume();
             } else {

@@ -55,11 +55,11 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DaemonArgs) -> Outcome {
         leave_terminal().map_err(|e| Failure::failed(format!("cannot leave the terminal: {e}")))?;
     }
     // Only a process that got this far is ready, and only the parent of one in the background ends here.
-    let told = console.manager.take().and_then(|manager| keep_told(manager, &daemon, args.background).ok());
+    let notifying = console.manager.take().and_then(|manager| notify(manager, &daemon, args.background).ok());
     daemon.run();
-    if let Some(told) = told {
+    if let Some(notifying) = notifying {
         // It ends with the daemon. That it panicked is no reason to fail.
-        let _ = told.join();
+        let _ = notifying.join();
     }
     if let Some(file) = pid_file {
         file.remove();
@@ -87,8 +87,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// Jobs that the status names.
 const MOST_NAMED: usize = 4;
 
-/// Tells the service manager that the daemon is ready, what its jobs do, and that it ends.
-fn keep_told(
+/// Sends the service manager that the daemon is ready, what its jobs do, and that it ends.
+fn notify(
     mut manager: Notifier,
     daemon: &Arc<Daemon>,
     background: bool,

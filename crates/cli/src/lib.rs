@@ -76,6 +76,7 @@ mod report;
 mod resize;
 mod serve;
 mod snapshot;
+mod space;
 mod suggest;
 mod target;
 mod verify;

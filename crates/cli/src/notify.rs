@@ -1,4 +1,4 @@
-//! What the service manager that started this process is told: the protocol of `sd_notify`, which is a line
+//! What is sent to the service manager that started this process: the protocol of `sd_notify`, which is a line
 //! `NAME=VALUE` or several in a datagram to the socket that `NOTIFY_SOCKET` names.
 //!
 //! Used by the daemon (ready, jobs, stopping) and by [`Console`](crate::console::Console) (where a command

@@ -131,6 +131,11 @@ impl Reading {
         format!("{}: {percent}% done, {} left", phase.name(), human_size(self.work_left))
     }
 
+    /// What is still to be copied or zeroed, as far as that is known.
+    pub(crate) fn work_left(&self) -> u64 {
+        self.work_left
+    }
+
     /// How much of it is behind, from 0 to 1.
     fn share(&self) -> f64 {
         if self.len == 0 { 1.0 } else { self.offset as f64 / self.len as f64 }

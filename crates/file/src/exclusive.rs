@@ -131,7 +131,7 @@ mod tests {
         first.persist().unwrap();
     }
 
-    /// What a killed run left is in nobody's way.
+    /// What a killed run left is in the way of no other.
     #[test]
     fn an_old_temporary_file_is_no_reason_to_refuse() {
         let dir = tempfile::tempdir().unwrap();

@@ -85,7 +85,7 @@ pub use allowed::AllowedReferences;
 pub use amend::{AmendSettings, amend, amend_option_help};
 pub use bitmap::BitmapAction;
 pub use blockmirror_file::{
-    Decision, DeviceStamp, FileId, FileStamp, InPlace, Leftover, LockMode, Replacement, Surprise,
+    Decision, DeviceStamp, FileId, FileStamp, FreeSpace, InPlace, Leftover, LockMode, Replacement, Surprise,
     TargetOptions,
 };
 pub use blockmirror_qcow2::{

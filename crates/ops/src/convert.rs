@@ -28,7 +28,9 @@ mod recorder;
 mod reflink;
 mod resume;
 mod resume_check;
+mod room;
 mod source;
+mod space;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -50,6 +52,7 @@ pub use error::{ConvertError, CopyBitmapsProblem, KeptCopy};
 pub use job::{ConvertJob, ConvertOutcome, PreparedConvert};
 pub use resume_check::ResumeCheck;
 pub use source::ConvertSource;
+pub use space::Space;
 pub use verify::{Mismatch, Verified, Verify};
 
 /// How often [`Convert::run`] reports progress and looks whether it is cancelled.

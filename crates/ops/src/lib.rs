@@ -47,7 +47,7 @@ pub use commit::{Commit, CommitJob, CommitOutcome, OpenCommit, RunningCommit, co
 pub use convert::{
     CheckedConvert, CheckpointOptions, Convert, ConvertError, ConvertJob, ConvertOutcome, ConvertSource,
     CopyBitmaps, CopyBitmapsProblem, DEFAULT_CHECKPOINT_INTERVAL, Interrupted, KeptCopy, Mismatch,
-    PreparedConvert, Resumable, ResumeCheck, Verified, Verify,
+    PreparedConvert, Resumable, ResumeCheck, Space, Verified, Verify,
 };
 pub use error::{Error, ErrorKind};
 pub use ranges::{RangeProblem, RangesError, read_ranges, write_range};

@@ -199,7 +199,7 @@ pub(crate) struct CopyArgs {
     pub(crate) salvage: bool,
 
     /// What to do when a write to the target fails
-    #[arg(long, value_enum, value_name = "POLICY", default_value = "report", help_heading = "Copying")]
+    #[arg(long, value_enum, value_name = "POLICY", default_value = "auto", help_heading = "Copying")]
     pub(crate) on_target_error: OnError,
 
     /// Copy the persistent bitmaps of the source, too; to qcow2
@@ -212,6 +212,11 @@ pub(crate) struct CopyArgs {
 
     #[command(flatten)]
     pub(crate) checkpoint: CheckpointArgs,
+
+    /// Copy although the target's file system has less space than the copy may need; without it that is
+    /// refused, or noted where it is a guess
+    #[arg(long, help_heading = "Copying")]
+    pub(crate) no_space_check: bool,
 
     /// Show what would be copied, zeroed and skipped, and the granularity; write nothing
     #[arg(long, help_heading = "Copying")]

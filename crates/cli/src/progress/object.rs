@@ -1,4 +1,4 @@
-//! The objects by which programs are told where something stands: one a line, under `--progress=json` and
+//! The objects that say to programs where something stands: one a line, under `--progress=json` and
 //! `ctl watch --json`. `docs/schemas/progress.json` is their schema.
 
 use std::time::Duration;

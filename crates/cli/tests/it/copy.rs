@@ -20,6 +20,7 @@ mod resume;
 mod resume_elsewhere;
 mod shared;
 mod sources;
+mod space;
 mod targets;
 
 use std::fs;

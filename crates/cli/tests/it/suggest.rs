@@ -19,7 +19,7 @@ fn a_word_that_is_nearly_right_is_asked_about() {
         let said = said.strip_suffix(" (see --help)").unwrap_or(&said);
         assert!(said.ends_with(&format!("; did you mean {meant}?")), "{line}: {said}");
     }
-    for line in ["frobnicate", "convert --frobnicate @a @b", "convert -O vmdk @a @b", "create -o x=1 @a 1M"] {
+    for line in ["frobnicate", "convert --xyzzy @a @b", "convert -O vmdk @a @b", "create -o x=1 @a 1M"] {
         assert!(!place.ours_fails(line, 2).contains("did you mean"), "{line}");
     }
     // What other programs match under the other name is as it was.

@@ -14,6 +14,7 @@ use blockmirror_mirror::{MirrorOptions, Plan, PlanTarget, Reflink, SyncMode, pla
 
 use super::bitmaps::Selected;
 use super::checkpoint::{ONLY_THE_TOP, Place, PlannedCheckpoint};
+use super::room::PlannedSpace;
 use super::source::in_units;
 use super::verify::{Verification, Verify};
 use super::{Convert, ConvertError, ConvertSource, identity};
@@ -33,6 +34,8 @@ pub struct CheckedConvert {
     pub(super) compress: bool,
     pub(super) checkpoint: Option<PlannedCheckpoint>,
     pub(super) verify: Option<Verification>,
+    /// Of a new target whose space can be estimated.
+    pub(super) space: Option<PlannedSpace>,
 }
 
 /// What is written into.
@@ -75,10 +78,10 @@ impl Convert {
         let open = self.target_access.clone().claim(!self.target_file.forced());
         let checkpoint = self.plan_checkpoint(&source, sync, &bitmaps)?;
         let open = open.past_cache(self.verify.is_some());
-        let (kind, open) = if self.existing {
+        let (kind, open, space) = if self.existing {
             let policy = self.allowed().policy_for(&self.target)?;
             let open = open.policy(policy).format(self.target_format).node(self.target_node.clone());
-            (TargetKind::Existing, open)
+            (TargetKind::Existing, open, None)
         } else {
             self.check_new(&source, open, sync, &bitmaps)?
         };
@@ -99,6 +102,7 @@ impl Convert {
             compress: self.compress,
             checkpoint,
             verify,
+            space,
         })
     }
 
@@ -184,7 +188,7 @@ impl Convert {
         open: OpenOptions,
         sync: SyncMode,
         bitmaps: &Selected,
-    ) -> Result<(TargetKind, OpenOptions), ConvertError> {
+    ) -> Result<(TargetKind, OpenOptions, Option<PlannedSpace>), ConvertError> {
         let target = &self.target;
         let no_format = || ConvertError::NoFormat { target: target.clone() };
         let format = self.target_format.or(source.format()).ok_or_else(no_format)?;
@@ -210,6 +214,7 @@ impl Convert {
             // No more than the disk has, whatever the files below it hold.
             false => source.allocated_bytes().map(|bytes| bytes.min(len)),
         };
+        let planned = self.plan_space(format, &settings, len);
         let spec = CreateSpec::new(format, len, settings)
             .target(self.target_file.space(space).from_server(source.may_be_served()))
             // An export may be the source by another name: then nothing but its own bytes may be written to
@@ -221,7 +226,7 @@ impl Convert {
             .access(&open);
         spec.check(target).map_err(ConvertError::Settings)?;
         bitmaps.check_new(target, &spec)?;
-        Ok((TargetKind::New { spec: Box::new(spec), backing }, open.policy(policy)))
+        Ok((TargetKind::New { spec: Box::new(spec), backing }, open.policy(policy), planned))
     }
 
     /// Settings of a new target: those given, and the source's backing file where that is to be shared.

@@ -15,6 +15,7 @@ use super::error::KeptCopy;
 use super::new_target::NewTarget;
 use super::recorder::Recorder;
 use super::resume::PreparedCheckpoint;
+use super::room::PlannedSpace;
 use super::source::in_units;
 use super::verify::{Copied, Observer, Verdict, Verification, Verified};
 use super::{ConvertError, ConvertSource, Interrupted, Resumable};
@@ -23,17 +24,18 @@ use super::{ConvertError, ConvertSource, Interrupted, Resumable};
 #[derive(Debug)]
 #[must_use = "dropping it removes new files"]
 pub struct PreparedConvert {
-    source: ConvertSource,
-    target: PathBuf,
-    kind: Kind,
-    mirror: MirrorOptions,
+    pub(super) source: ConvertSource,
+    pub(super) target: PathBuf,
+    pub(super) kind: Kind,
+    pub(super) mirror: MirrorOptions,
     bitmaps: Selected,
-    compress: bool,
+    pub(super) compress: bool,
     verify: Option<Verification>,
+    pub(super) space: Option<PlannedSpace>,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(super) enum Kind {
     Existing(Box<Image>),
     New(Box<NewTarget>),
 }
@@ -72,8 +74,9 @@ impl CheckedConvert {
 
 impl PreparedConvert {
     fn existing(checked: CheckedConvert, image: Image) -> Self {
-        let CheckedConvert { source, target, mirror, bitmaps, compress, verify, .. } = checked;
-        Self { source, target, kind: Kind::Existing(Box::new(image)), mirror, bitmaps, compress, verify }
+        let CheckedConvert { source, target, mirror, bitmaps, compress, verify, space, .. } = checked;
+        let kind = Kind::Existing(Box::new(image));
+        Self { source, target, kind, mirror, bitmaps, compress, verify, space }
     }
 
     fn new(
@@ -82,10 +85,10 @@ impl PreparedConvert {
         checkpoint: Option<PreparedCheckpoint>,
         backing: Option<Image>,
     ) -> Self {
-        let CheckedConvert { source, target, open, mirror, bitmaps, compress, verify, .. } = checked;
+        let CheckedConvert { source, target, open, mirror, bitmaps, compress, verify, space, .. } = checked;
         let open = open.compress(compress);
         let kind = Kind::New(Box::new(NewTarget { prepared, checkpoint, backing, open }));
-        Self { source, target, kind, mirror, bitmaps, compress, verify }
+        Self { source, target, kind, mirror, bitmaps, compress, verify, space }
     }
 
     /// The new image, unless the target exists.
@@ -160,7 +163,7 @@ impl PreparedConvert {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
-        let Self { source, target, kind, mut mirror, bitmaps, compress, verify } = self;
+        let Self { source, target, kind, mut mirror, bitmaps, compress, verify, .. } = self;
         let (image, new, recorder, no_checkpoint) = match kind {
             Kind::Existing(image) => (*image, None, None, None),
             Kind::New(new) => {

@@ -59,6 +59,10 @@ fn subcommand(command: clap::Command) -> clap::Command {
         command = command.mut_arg("progress", |arg| arg.long("progress-style"));
         command = command.mut_arg("bar", |arg| arg.long("progress"));
     }
+    // What fails ends the copy.
+    if has(&command, "on_target_error") {
+        command = command.mut_arg("on_target_error", |arg| arg.default_value("report"));
+    }
     // Zeros that were written become holes, as `-S` says there by default: they are not looked for in what is
     // shared.
     if has(&command, "reflink") {
@@ -78,6 +82,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
             let copy = &mut args.copy;
             copy.existing.or_in_place = true;
             copy.checkpoint.only_if_named = true;
+            copy.no_space_check = true;
             copy.existing.allocated_as_qemu = true;
             copy.existing.blank_data_file = true;
             if copy.no_create {
