@@ -10,7 +10,8 @@ use crate::console::Console;
 use crate::create::{wants_help, wrong_option};
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::voice::Finished;
 use crate::{lock_policy, qemu_words};
 

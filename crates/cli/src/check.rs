@@ -10,7 +10,8 @@ use crate::args::{CheckArgs, Mend, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::{json, lock_policy};
 
 /// Findings that are printed; of the rest the number is.

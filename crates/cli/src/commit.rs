@@ -9,7 +9,8 @@ use crate::console::Console;
 use crate::copy::watch;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase};
+use crate::meter::Meter;
+use crate::progress::Phase;
 use crate::voice::Finished;
 use crate::{lock_policy, qemu_words};
 

@@ -12,7 +12,8 @@ use crate::args::{CompareArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::ranges::RangesFile;
 use crate::{json, lock_policy, qemu_words};
 

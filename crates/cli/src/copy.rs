@@ -17,7 +17,8 @@ use crate::console::Console;
 use crate::create::{backing_failure, parse_options, set_once};
 use crate::failure::{Detail, Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::ranges::{self, RangesFile};
 use crate::report;
 use crate::{checkpoint, confine, lock_policy, prompt, qemu_words, space, target, verify};
@@ -333,7 +334,7 @@ pub(crate) fn watch(
         } else if progress.state == JobState::Paused && progress.io_status != IoStatus::Ok {
             meter.finish(console);
             let said = match progress.io_status {
-                IoStatus::NoSpace => format!("{reason}; {}", space::missing(target, reading.work_left())),
+                IoStatus::NoSpace => format!("{reason}; {}", space::missing(target, reading.work_left)),
                 _ => reason.clone(),
             };
             if prompt::ask_to_resume(console, &said, interrupt) {

@@ -11,7 +11,8 @@ use crate::args::{HashArgs, Output};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::{json, lock_policy};
 
 pub(crate) fn run(console: &mut Console<'_>, args: &HashArgs) -> Outcome {

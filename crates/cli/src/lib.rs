@@ -64,6 +64,7 @@ mod lock_policy;
 mod log;
 mod map;
 mod measure;
+mod meter;
 mod names;
 mod notify;
 mod pid_file;

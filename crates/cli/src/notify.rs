@@ -1,10 +1,10 @@
-//! What is sent to the service manager that started this process: the protocol of `sd_notify`, which is a line
-//! `NAME=VALUE` or several in a datagram to the socket that `NOTIFY_SOCKET` names.
+//! What is sent to the service manager that started this process: the protocol of `sd_notify`.
 //!
-//! Used by the daemon (ready, jobs, stopping) and by [`Console`](crate::console::Console) (where a command
-//! stands). What must hold: it never waits and never fails a command; a datagram that the manager does not
-//! take is lost. The only child process here is the daemon itself in the background, which is the service
-//! then and inherits the variable; no other is started.
+//! A datagram to the socket that `NOTIFY_SOCKET` names has a line `NAME=VALUE`, or several. Used by the
+//! daemon (ready, jobs, stopping) and by [`Console`](crate::console::Console) (where a command stands). What
+//! must hold: it never waits and never fails a command; a datagram that the manager does not take, or that a
+//! sandbox forbids, is lost. The only child process here is the daemon itself in the background, which is the
+//! service then and inherits the variable; no other is started.
 
 use std::ffi::OsStr;
 use std::io;

@@ -12,7 +12,8 @@ use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::lock_policy;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::voice::Finished;
 
 const TICK: Duration = Duration::from_millis(20);

@@ -8,7 +8,8 @@ use crate::args::{CopyArgs, VerifyMode};
 use crate::console::Console;
 use crate::failure::{Exit, Failure};
 use crate::interrupt::Interrupt;
-use crate::progress::{Meter, Phase, Reading};
+use crate::meter::Meter;
+use crate::progress::{Phase, Reading};
 use crate::ranges::RangesFile;
 
 /// Ranges that are listed; a program reads all of them elsewhere.

@@ -10,7 +10,7 @@ use blockmirror_block::size::human_size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use rustix::termios::tcgetwinsize;
 
-use super::Reading;
+use crate::progress::{Reading, percent};
 
 /// Draws a second.
 const RATE: u8 = 10;
@@ -62,11 +62,6 @@ impl TerminalBar {
             bar.finish_and_clear();
         }
     }
-}
-
-/// Full parts of a hundred: only what is complete is 100.
-pub(super) fn percent(done: u64, left: u64) -> u64 {
-    if left == 0 { 100 } else { (done as f64 / (done as f64 + left as f64) * 100.0) as u64 }
 }
 
 fn wide() -> ProgressStyle {

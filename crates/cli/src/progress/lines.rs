@@ -2,8 +2,9 @@
 //! [`super::object`].
 //!
 //! Owned by the [`Console`](crate::console::Console), which writes what is made here; fed by the
-//! [`Meter`](super::Meter). What must hold: at most one line a second about a phase, but for its first, its
-//! last and another state; the last line is the object `end`, unless a signal has ended the process at once.
+//! [`Meter`](crate::meter::Meter). What must hold: at most one line a second about a phase, but for its
+//! first, its last and another state; the last line is the object `end`, unless a signal has ended the
+//! process at once.
 
 use std::time::{Duration, Instant};
 
