@@ -111,19 +111,18 @@ impl HashedSource {
     /// The block `number`, of which `wanted` bytes are asked for; `None` if pieces of it are to be read.
     fn block(&self, number: u64, wanted: u64) -> Result<Option<Arc<Vec<u8>>>> {
         let mut blocks = self.blocks.lock();
-        // It fails slowly, and would do so for each piece.
-        if self.in_pieces && blocks.unread.contains(&number) && wanted < self.range(number).len() {
-            return Ok(None);
-        }
+        let is_piece = wanted < self.range(number).len();
         loop {
             match blocks.by_number.get(&number) {
-                None => break,
-                Some(Slot::Loading) => blocks = self.loaded.wait(blocks),
                 Some(Slot::Loaded { bytes, .. }) => {
                     let bytes = Arc::clone(bytes);
                     blocks.use_part(number, wanted);
                     return Ok(Some(bytes));
                 }
+                // It fails slowly, and would do so for each piece. Those that have waited ask again.
+                _ if self.in_pieces && is_piece && blocks.unread.contains(&number) => return Ok(None),
+                Some(Slot::Loading) => blocks = self.loaded.wait(blocks),
+                None => break,
             }
         }
         blocks.make_room();
@@ -372,6 +371,37 @@ mod tests {
         assert_eq!(source.run_digest(ByteRange::at(0, BLOCK)), Some(ZERO_DIGEST), "nothing was to be read");
         source.forget(ByteRange::at(BLOCK, 2 * BLOCK));
         assert!(source.recorder.is_empty());
+    }
+
+    /// Each of them read all of the block, one after the other.
+    #[test]
+    fn pieces_that_wait_for_a_block_do_not_read_it_when_that_has_failed() {
+        let faults = Faults::new();
+        let source = HashedSource::new(Arc::new(FaultDisk::new(disk(), faults.clone()))).in_pieces();
+        let bad = ByteRange::at(2 * BLOCK - 512, 512);
+        faults.inject(Fault::on(OpKind::Read).within(bad).forever());
+        let gate = faults.hold(OpKind::Read, Some(bad));
+        let read = |at: u64| {
+            let mut piece = [0; 4096];
+            source.read_at(&mut piece, BLOCK + at * 4096).unwrap();
+            assert_eq!(piece, [3; 4096]);
+        };
+        let begun = std::sync::Barrier::new(4);
+        std::thread::scope(|scope| {
+            scope.spawn(|| read(0));
+            gate.wait_held(1);
+            // Whichever of them come before the failure and which after.
+            for at in 1..4 {
+                let (begun, read) = (&begun, &read);
+                scope.spawn(move || {
+                    begun.wait();
+                    read(at);
+                });
+            }
+            begun.wait();
+            gate.open();
+        });
+        assert_eq!((faults.failed(), faults.seen(OpKind::Read)), (1, 5));
     }
 
     #[test]
