@@ -63,8 +63,11 @@ fn allow(
         access | AccessFs::ReadDir
     } else if kind.is_block_device() {
         (access & of_files) | AccessFs::IoctlDev
-    } else {
+    } else if kind.is_file() {
         access & of_files
+    } else {
+        // A pipe can have no rule, and nothing else holds an image: the command says so.
+        return Ok(ruleset);
     };
     let file = PathFd::new(path).map_err(|error| failed(io::Error::other(error)))?;
     Ok(ruleset.add_rule(PathBeneath::new(file, access))?)

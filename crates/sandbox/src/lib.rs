@@ -19,7 +19,9 @@
 //! ```
 //!
 //! What the kernel lacks of it is an error: nothing is left out in silence. Newer parts of Landlock (TCP,
-//! signals and abstract sockets) are used where they are there; seccomp refuses the same by other means.
+//! signals and abstract sockets) are used where they are there; seccomp refuses the same by other means: no
+//! call that connects, that signals another process, or that lets the kernel do it (`F_SETOWN`).
+//! Descriptors that are open when the sandbox is entered stay usable.
 
 #![forbid(unsafe_code)]
 
@@ -42,6 +44,7 @@ pub struct Sandbox {
     rename: Vec<PathBuf>,
     memory: Option<u64>,
     cpu_seconds: Option<u64>,
+    attributes: bool,
 }
 
 impl Sandbox {
@@ -77,6 +80,15 @@ impl Sandbox {
     #[must_use]
     pub fn rename_in(mut self, directory: impl Into<PathBuf>) -> Self {
         self.rename.push(directory.into());
+        self
+    }
+
+    /// Owners, extended attributes and flags of open files may be changed, also of those that are open for
+    /// reading: for a file that is to have those of one that it replaces. The mode of an open file may be
+    /// changed in any case, but not to a set-user-ID or set-group-ID one.
+    #[must_use]
+    pub fn change_attributes(mut self) -> Self {
+        self.attributes = true;
         self
     }
 
@@ -125,7 +137,7 @@ impl Sandbox {
     /// What the kernel lacks or refuses.
     pub fn confine_thread(&self) -> Result<(), SandboxError> {
         files::restrict(self)?;
-        syscalls::restrict()
+        syscalls::restrict(self.attributes)
     }
 
     /// Leaves the calling thread, and the threads that it starts from now on, the files that they may open by

@@ -31,7 +31,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_close,
     libc::SYS_dup,
     libc::SYS_dup3,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
@@ -44,12 +43,8 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_copy_file_range,
     libc::SYS_sendfile,
     libc::SYS_splice,
-    libc::SYS_fchmod,
-    libc::SYS_fchown,
     libc::SYS_fgetxattr,
-    libc::SYS_fsetxattr,
     libc::SYS_flistxattr,
-    libc::SYS_fremovexattr,
     // Files by name: what they hold is Landlock's to judge.
     libc::SYS_openat,
     libc::SYS_openat2,
@@ -124,6 +119,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
+/// Calls that change what the kernel keeps of an open file besides its bytes: Landlock does not judge them,
+/// also not for a file that is open for reading.
+const ATTRIBUTES: &[c_long] = &[libc::SYS_fchown, libc::SYS_fsetxattr, libc::SYS_fremovexattr];
+
 /// Older forms of calls on the list, which newer machines do not have.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[
@@ -150,8 +149,9 @@ const OLDER: &[c_long] = &[libc::SYS_renameat];
 const OLDER: &[c_long] = &[];
 
 /// Requests to open files and devices: of terminals, about lengths, blocks and flags, sharing of blocks,
-/// discarding and zeroing. Not: putting bytes into a terminal's input.
-const IOCTLS: [u64; 22] = [
+/// discarding and zeroing. Not: putting bytes into a terminal's input, or saying which process a signal goes
+/// to.
+const IOCTLS: [u64; 21] = [
     0x5401,      // TCGETS
     0x5413,      // TIOCGWINSZ
     0x541b,      // FIONREAD
@@ -170,20 +170,40 @@ const IOCTLS: [u64; 22] = [
     0x802c_542a, // TCGETS2
     0x8008_1272, // BLKGETSIZE64
     0x8008_6601, // FS_IOC_GETFLAGS
-    0x4008_6602, // FS_IOC_SETFLAGS
     0x4004_9409, // FICLONE
     0x4020_940d, // FICLONERANGE
     0xc020_660b, // FS_IOC_FIEMAP
+];
+
+/// Changes flags of a file, such as that it is not copied on write.
+const FS_IOC_SETFLAGS: u64 = 0x4008_6602;
+
+/// Commands of `fcntl`: descriptors, their flags, locks. Not: the process and the signal that tell of I/O
+/// (`F_SETOWN`, `F_SETSIG`): the kernel would send any signal to any process of the same user.
+const FCNTLS: [i32; 12] = [
+    libc::F_DUPFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETLK,
+    libc::F_SETLK,
+    libc::F_SETLKW,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
 ];
 
 /// Requests of `prctl`: the name of a thread, and of a run of memory; what the kernel gave the program at its
 /// start; no new privileges.
 const PRCTLS: [u64; 5] = [15, 16, 38, 0x4155_5856, 0x5356_4d41];
 
-pub(crate) fn restrict() -> Result<(), SandboxError> {
+/// Leaves the thread the list; with `attributes` also what changes attributes of open files.
+pub(crate) fn restrict(attributes: bool) -> Result<(), SandboxError> {
     let machine: TargetArch = std::env::consts::ARCH.try_into()?;
     let denied = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-    let allowed = filter(rules()?, denied, SeccompAction::Allow, machine)?;
+    let allowed = filter(rules(attributes)?, denied, SeccompAction::Allow, machine)?;
     // Its flags lie in memory, where no filter sees them: the C library takes the older call then.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
     let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
@@ -206,8 +226,9 @@ fn filter(
     SeccompFilter::new(rules, otherwise, if_listed, machine)?.try_into()
 }
 
-fn rules() -> Result<Rules, BackendError> {
-    let mut rules: Rules = ALLOWED.iter().chain(OLDER).map(|call| (*call, vec![])).collect();
+fn rules(attributes: bool) -> Result<Rules, BackendError> {
+    let carried = if attributes { ATTRIBUTES } else { &[] };
+    let mut rules: Rules = ALLOWED.iter().chain(OLDER).chain(carried).map(|call| (*call, vec![])).collect();
     let mut only = |call: c_long, alternatives: Vec<SeccompRule>| rules.insert(call, alternatives);
     // A new thread, not a process: a process would have limits of its own.
     only(libc::SYS_clone, vec![one(bits(0, libc::CLONE_THREAD, libc::CLONE_THREAD)?)?]);
@@ -215,10 +236,12 @@ fn rules() -> Result<Rules, BackendError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         only(call, vec![one(bits(2, libc::PROT_EXEC, 0)?)?]);
     }
-    only(
-        libc::SYS_ioctl,
-        IOCTLS.into_iter().map(|request| one(equals(1, request)?)).collect::<Result<_, _>>()?,
-    );
+    let requests = IOCTLS.into_iter().chain(attributes.then_some(FS_IOC_SETFLAGS));
+    only(libc::SYS_ioctl, requests.map(|request| one(equals(1, request)?)).collect::<Result<_, _>>()?);
+    let commands = FCNTLS.into_iter().map(|command| one(equals(1, command.unsigned_abs().into())?));
+    only(libc::SYS_fcntl, commands.collect::<Result<_, _>>()?);
+    // No file becomes a program that gives who runs it the rights of its owner or group.
+    only(libc::SYS_fchmod, vec![one(bits(1, 0o6000, 0)?)?]);
     only(
         libc::SYS_prctl,
         PRCTLS.into_iter().map(|request| one(equals(0, request)?)).collect::<Result<_, _>>()?,

@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -193,4 +194,60 @@ fn a_process_with_threads_is_not_confined() {
     other.thread().unpark();
     other.join().unwrap();
     assert!(File::open("/proc/self/maps").is_ok());
+}
+
+const F_SETSIG: i32 = 10;
+
+#[allow(unsafe_code, reason = "no crate has these commands")]
+fn fcntl(file: &impl AsRawFd, command: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the commands that are tried here take a number, not a pointer.
+    match unsafe { libc::fcntl(file.as_raw_fd(), command, value) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel sends the signal `F_SETSIG` to the process `F_SETOWN` when there is something to read.
+#[test]
+fn no_signal_is_sent_by_a_descriptor() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, b"x").unwrap();
+    inside(Sandbox::new().write(&file), move || {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(refused(fcntl(&reader, libc::F_SETOWN, std::process::id().cast_signed())));
+        assert!(refused(fcntl(&reader, F_SETSIG, libc::SIGWINCH)));
+        reader.try_clone().unwrap();
+        let file = File::options().read(true).write(true).open(&file).unwrap();
+        file.lock().unwrap();
+    });
+}
+
+#[test]
+fn attributes_of_open_files_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("file");
+    fs::write(&path, b"x").unwrap();
+    let tried = |sandbox: Sandbox| {
+        let path = path.clone();
+        inside(sandbox.read(&path), move || {
+            let file = File::open(&path).unwrap();
+            for mode in [0o4755, 0o2755, 0o6755] {
+                assert!(refused(file.set_permissions(Permissions::from_mode(mode))), "{mode:o}");
+            }
+            file.set_permissions(Permissions::from_mode(0o644)).unwrap();
+            // To nobody else: that needs no privilege.
+            std::os::unix::fs::fchown(&file, None, None)
+        })
+    };
+    assert!(tried(Sandbox::new()).is_none_or(refused));
+    assert!(tried(Sandbox::new().change_attributes()).is_none_or(|done| done.is_ok()));
+}
+
+/// Landlock takes no rule for it.
+#[test]
+fn a_pipe_has_no_rule() {
+    let (reader, _writer) = io::pipe().unwrap();
+    let name = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    inside(Sandbox::new().read(name), || assert!(refused(File::open("/etc/passwd"))));
 }
