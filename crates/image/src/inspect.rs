@@ -106,8 +106,11 @@ impl Inspection {
         out.judge_format(given, &signatures);
         match out.format {
             "raw" => out.raw(image_len, &signatures),
-            "qcow2" | "qcow" if signatures.formats.contains(&out.format) => out.qcow2(&storage)?,
-            _ => {}
+            "qcow2" | "qcow" if signatures.formats.contains(&out.format) => {
+                out.qcow2(&storage)?;
+                out.judge_contents(&signatures, qcow2::cluster_size(&*storage)?);
+            }
+            _ => out.judge_contents(&signatures, u64::MAX),
         }
         Ok(out)
     }
@@ -175,10 +178,6 @@ impl Inspection {
             }
             (_, [_]) => {}
         }
-        if self.format != "raw" && !seen.contents.is_empty() {
-            let (format, contents) = (self.format, seen.contents.join(" and "));
-            self.found(FormatConfusion, format!("the file is {format}, and has {contents} like a raw disk"));
-        }
         if seen.has_vpc_footer && !seen.formats.contains(&"vpc") {
             let message =
                 "the file ends as a vpc image of fixed size does; programs that look there read it as one";
@@ -191,6 +190,18 @@ impl Inspection {
             let message =
                 format!("{} is not supported: what the image holds and names is not known", self.format);
             self.found(UnsupportedFormat, message);
+        }
+    }
+
+    /// What a disk begins with, in the file of an image: past its first `header` bytes may lie data, and then it
+    /// is on the disk in the image as well.
+    fn judge_contents(&mut self, seen: &Signatures, header: u64) {
+        let is_data = |name: &str| seen.end_of(name) > header && self.contents.iter().any(|own| *own == name);
+        let strange: Vec<_> = seen.contents.iter().copied().filter(|name| !is_data(name)).collect();
+        if !strange.is_empty() {
+            let (format, contents) = (self.format, strange.join(" and "));
+            let message = format!("the file is {format}, and has {contents} like a raw disk");
+            self.found(FindingKind::FormatConfusion, message);
         }
     }
 

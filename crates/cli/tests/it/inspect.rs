@@ -216,3 +216,26 @@ fn one_file_is_opened() {
     }
     assert_eq!(opened(&place, "inspect vmdk").len(), 2);
 }
+
+/// With small clusters what a guest has at the beginning of its disk may lie at the same place of the file.
+#[test]
+fn an_iso_on_the_disk_is_none_of_the_file() {
+    use std::os::unix::fs::FileExt;
+    let place = Place::new();
+    let raw = fs::File::create(place.path("raw")).unwrap();
+    raw.set_len(3300 << 20).unwrap();
+    raw.write_all_at(b"CD001", 32769).unwrap();
+    place.ours_ok("convert -f raw -O qcow2 -o cluster_size=4k @raw @disk");
+    let mut there = [0; 5];
+    let file = fs::File::options().read(true).write(true).open(place.path("disk")).unwrap();
+    file.read_exact_at(&mut there, 32769).unwrap();
+    assert_eq!(&there, b"CD001", "the guest's sector lies there");
+    let out = said(&place, "inspect @disk", 0);
+    assert!(out.contains("\ncontents: iso\n"), "{out}");
+    // In the header it is the file's.
+    place.ours_ok("convert -f raw -O qcow2 @raw @disk");
+    let file = fs::File::options().write(true).open(place.path("disk")).unwrap();
+    file.write_all_at(b"CD001", 32769).unwrap();
+    let out = said(&place, "inspect @disk", 4);
+    assert!(out.contains("the file is qcow2, and has iso like a raw disk"), "{out}");
+}

@@ -210,14 +210,18 @@ fn read_all<T>(
 
 /// The first cluster, or what the file has of it: 2 MiB at most.
 fn first_cluster(storage: &dyn Storage) -> Result<Vec<u8>> {
-    let mut bits = [0; 4];
-    storage.read_at(&mut bits, 20)?;
-    let cluster = match u32::from_be_bytes(bits) {
-        bits @ 9..=MAX_CLUSTER_BITS => 1 << bits,
-        _ => UNKNOWN_CLUSTER,
-    };
     // What is read fits into memory.
-    let mut head = vec![0; cluster.min(storage.len()?) as usize];
+    let mut head = vec![0; cluster_size(storage)?.min(storage.len()?) as usize];
     storage.read_at(&mut head, 0)?;
     Ok(head)
+}
+
+/// Bytes of a cluster, as the header says; a likely size if that makes no sense.
+pub(super) fn cluster_size(storage: &dyn Storage) -> Result<u64> {
+    let mut bits = [0; 4];
+    storage.read_at(&mut bits, 20)?;
+    Ok(match u32::from_be_bytes(bits) {
+        bits @ 9..=MAX_CLUSTER_BITS => 1 << bits,
+        _ => UNKNOWN_CLUSTER,
+    })
 }

@@ -11,6 +11,8 @@ use blockmirror_raw::{SECTOR, foreign_formats};
 const ISO_AT: usize = 16 * 2048 + 1;
 /// Bytes of the beginning that are read.
 const HEAD: usize = ISO_AT + 5;
+/// Bytes of the header of a GPT that are read.
+const GPT_FIELDS: usize = 40;
 
 /// What was recognised.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub(super) struct Signatures {
     pub(super) contents: Vec<&'static str>,
     /// Where the disk ends that a GPT describes.
     pub(super) gpt_end: Option<u64>,
+    /// Where that GPT has its header.
+    gpt_at: u64,
 }
 
 impl Signatures {
@@ -42,7 +46,9 @@ impl Signatures {
             read(&mut footer, at)?;
             out.has_vpc_footer = &footer == b"conectix";
         }
-        out.gpt_end = gpt_end(&head);
+        if let Some((at, end)) = gpt(&head) {
+            (out.gpt_at, out.gpt_end) = (at, Some(end));
+        }
         if out.gpt_end.is_some() {
             out.contents.push("gpt");
         } else if has_mbr(sector) {
@@ -54,19 +60,29 @@ impl Signatures {
         Ok(out)
     }
 
+    /// Where that ends by which `name` of the contents was recognised.
+    pub(super) fn end_of(&self, name: &str) -> u64 {
+        match name {
+            "iso" => HEAD as u64,
+            "gpt" => self.gpt_at + GPT_FIELDS as u64,
+            _ => SECTOR,
+        }
+    }
+
     /// The format that probing detects.
     pub(super) fn detected(&self) -> &'static str {
         self.formats.first().copied().unwrap_or("raw")
     }
 }
 
-/// The end of the disk that the GPT in `head` describes, which has its second header in the last sector.
-fn gpt_end(head: &[u8]) -> Option<u64> {
+/// Where the GPT in `head` begins, and the end of the disk that it describes, which has its second header in
+/// the last sector.
+fn gpt(head: &[u8]) -> Option<(u64, u64)> {
     [512u64, 4096].into_iter().find_map(|sector| {
         let header = head.get(usize::try_from(sector).ok()?..)?;
-        let second = header.get(32..40).filter(|_| header.starts_with(b"EFI PART"))?;
+        let second = header.get(32..GPT_FIELDS).filter(|_| header.starts_with(b"EFI PART"))?;
         let second = second.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
-        Some(second.saturating_add(1).saturating_mul(sector))
+        Some((sector, second.saturating_add(1).saturating_mul(sector)))
     })
 }
 
