@@ -3,15 +3,19 @@
 //! Called when names are settled and no thread is started, and once more by a copy when all is open. From
 //! here on the kernel lets the command open the files that its command line names, and make new ones where it
 //! has a target; headers are parsed inside. What must hold: a file that is allowed here was typed, and does
-//! not come out of an image.
+//! not come out of an image; and what uses a file that is written is looked for before ([`unseen`]), because
+//! from inside other processes cannot be seen.
+
+mod unseen;
 
 use std::path::{Path, PathBuf};
 
-use blockmirror_image::{directory_of, is_uri, join_name};
+use blockmirror_image::{CreateSettings, Format, directory_of, is_uri, join_name};
 use blockmirror_ops::PreparedConvert;
 use blockmirror_sandbox::{Sandbox, SandboxError};
 
-use crate::args::{AccessArgs, Command, CopyArgs, Limits};
+use self::unseen::{Unseen, Written};
+use crate::args::{AccessArgs, Command, CopyArgs, Limits, TargetArgs};
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::lock_policy;
@@ -38,6 +42,7 @@ pub(crate) fn enter(console: &Console<'_>, command: &Command) -> Outcome<()> {
             uri.display()
         )));
     }
+    files.unseen.check()?;
     sandbox.enter().map_err(|error| match error {
         SandboxError::NoLandlock(_) | SandboxError::Seccomp(_) | SandboxError::Machine(_) => {
             Failure::failed(format_args!("{error}; --limits=untrusted,no-sandbox goes without it"))
@@ -57,6 +62,8 @@ pub(crate) fn narrow(args: &CopyArgs, prepared: &PreparedConvert) -> Outcome<()>
     let mut files = Files::default();
     args.names.iter().for_each(|name| files.read(&name.path));
     files.references(&args.access)?;
+    // Opened once more when the copy starts.
+    typed_paths(args, &typed_settings(args).backing_file, &args.backing).for_each(|file| files.read(&file));
     let written: Vec<_> = prepared.partial_paths().into_iter().chain([args.target.clone()]).collect();
     written.iter().for_each(|file| files.write(file));
     for file in written.iter().chain(&args.verify.ranges) {
@@ -90,13 +97,18 @@ struct Files {
     sandbox: Sandbox,
     /// The first name that is no file.
     uri: Option<PathBuf>,
+    unseen: Unseen,
 }
 
 impl Default for Files {
     /// What says how the process itself is: its mounts, its descriptors, which signals it ignores, how many
     /// processors it may use.
     fn default() -> Self {
-        Self { sandbox: Sandbox::new().read("/proc/self").read("/sys/fs/cgroup"), uri: None }
+        Self {
+            sandbox: Sandbox::new().read("/proc/self").read("/sys/fs/cgroup"),
+            uri: None,
+            unseen: Unseen::default(),
+        }
     }
 }
 
@@ -109,7 +121,7 @@ impl Files {
             Command::Convert(args) => files.copy(&args.copy)?,
             Command::Dd(args) => {
                 files.read(&args.input);
-                files.target(&args.output);
+                files.target(&args.output, args.existing);
                 files.references(&args.access)?;
             }
             Command::Info(args) => files.source(&args.file, &args.access)?,
@@ -128,12 +140,12 @@ impl Files {
                 files.references(&args.access)?;
             }
             Command::Bench(args) if args.write => {
-                files.write(&args.file);
+                files.changed(&args.file, Written::InPlace);
                 files.references(&args.access)?;
             }
             Command::Bench(args) => files.source(&args.file, &args.access)?,
             Command::Inspect(args) => files.read(&args.file),
-            Command::Check(args) if args.repair.is_some() => files.write(&args.file),
+            Command::Check(args) if args.repair.is_some() => files.changed(&args.file, Written::InPlace),
             Command::Check(args) => files.read(&args.file),
             _ => {}
         }
@@ -148,9 +160,13 @@ impl Files {
         let sandbox = std::mem::take(&mut self.sandbox);
         self.sandbox = allow(sandbox, path);
         if is_device(path) {
-            // Who uses a device, and what lies below it.
-            self.sandbox = std::mem::take(&mut self.sandbox).read("/sys");
+            self.see_devices();
         }
+    }
+
+    /// What uses a device or a file, as far as that is not a process, and what lies below it.
+    fn see_devices(&mut self) {
+        self.sandbox = std::mem::take(&mut self.sandbox).read("/sys").read("/proc/swaps");
     }
 
     fn read(&mut self, path: &Path) {
@@ -158,7 +174,14 @@ impl Files {
     }
 
     fn write(&mut self, path: &Path) {
+        self.see_devices();
         self.add(path, |sandbox, path| sandbox.write(path));
+    }
+
+    /// A file that may be there, and is written as `how` says.
+    fn changed(&mut self, path: &Path, how: Written) {
+        self.write(path);
+        self.unseen.add(path, how);
     }
 
     /// A file that is made.
@@ -167,13 +190,15 @@ impl Files {
     }
 
     /// A file that is made, written, or replaced by one beside it.
-    fn target(&mut self, path: &Path) {
-        self.write(path);
+    fn target(&mut self, path: &Path, existing: TargetArgs) {
+        self.unseen.clean |= existing.clean;
+        self.changed(path, Written::target(existing, is_device(path)));
         if !is_device(path) && !is_uri(path) {
             self.create(path);
-            // A link is followed, and what it leads to replaced.
+            // A link is followed, and what it leads to replaced. The new file gets the attributes of the old.
             if let Ok(real) = std::fs::canonicalize(path) {
                 self.create(&real);
+                self.sandbox = std::mem::take(&mut self.sandbox).change_attributes();
             }
         }
     }
@@ -195,15 +220,34 @@ impl Files {
     fn copy(&mut self, args: &CopyArgs) -> Outcome<()> {
         args.names.iter().for_each(|name| self.read(&name.path));
         match args.no_create {
-            true => self.write(&args.target),
-            false => self.target(&args.target),
+            true => self.changed(&args.target, Written::existing_image(args.existing)),
+            false => self.target(&args.target, args.existing),
         }
-        let backing = args.backing.as_ref().and_then(|name| join_name(&args.target, name.as_ref()));
-        backing.iter().for_each(|file| self.read(file));
+        let settings = typed_settings(args);
+        typed_paths(args, &settings.backing_file, &args.backing).for_each(|file| self.read(&file));
+        let data = typed_paths(args, &settings.data_file, &None);
+        data.for_each(|file| self.target(&file, args.existing));
         args.checkpoint.checkpoint.iter().chain(&args.verify.ranges).for_each(|file| self.create(file));
         args.verify.only.iter().for_each(|file| self.read(file));
         self.references(&args.access)
     }
+}
+
+/// What `-o` says, as far as it can be read: the command reports the rest.
+fn typed_settings(args: &CopyArgs) -> CreateSettings {
+    let mut settings = CreateSettings::default();
+    let format = args.target_format.unwrap_or(Format::Qcow2);
+    let _ = args.target_options.iter().try_for_each(|text| settings.parse(format, text));
+    settings
+}
+
+/// What names of other files say in the header of the target.
+fn typed_paths<'a>(
+    args: &'a CopyArgs,
+    one: &'a Option<String>,
+    other: &'a Option<String>,
+) -> impl Iterator<Item = PathBuf> + 'a {
+    one.iter().chain(other).filter_map(|name| join_name(&args.target, name.as_ref()))
 }
 
 fn is_device(path: &Path) -> bool {

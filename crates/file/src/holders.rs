@@ -22,6 +22,8 @@ use crate::mounts;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileHolder {
+    /// The system swaps to it.
+    Swap,
     /// A loop device stands on it.
     Loop {
         /// The device.
@@ -55,9 +57,32 @@ pub enum LoopUse {
     Used(String),
 }
 
+impl FileHolder {
+    /// What has `file` open; the first that is found, and one that forbids writing before others. For a
+    /// process that gives up seeing it: what is opened later by others is not known.
+    pub fn of(file: FileId) -> Option<Self> {
+        match loop_device(file) {
+            _ if mounts::is_swap(file) => Some(Self::Swap),
+            Some(device) => Some(device),
+            None => besides_loops(file),
+        }
+    }
+
+    /// Whether the file must not be written, in whatever way: it is swap space, or the loop device on it is
+    /// used, or may be.
+    pub fn forbids_writing(&self) -> bool {
+        match self {
+            Self::Swap => true,
+            Self::Loop { usage, .. } => *usage != LoopUse::Free,
+            Self::Process { .. } | Self::Mount { .. } => false,
+        }
+    }
+}
+
 impl fmt::Display for FileHolder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Swap => f.write_str("the system swaps to it"),
             Self::Loop { device, usage } => {
                 write!(f, "the loop device {}", device.display())?;
                 match usage {

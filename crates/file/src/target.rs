@@ -432,7 +432,7 @@ fn decide(location: &Location, found: &Found, options: &TargetOptions) -> io::Re
         Err(e) => return Ok(Err(e)),
     };
     if mounts::is_swap(id) {
-        let why = "the system swaps to it";
+        let why = FileHolder::Swap.to_string();
         return Ok(Err(Error::new(ErrorKind::Locked, "create").because(why)));
     }
     let is_auto = options.replacement == Replacement::Auto;

@@ -193,10 +193,10 @@ impl Inspection {
         }
     }
 
-    /// What a disk begins with, in the file of an image: past its first `header` bytes may lie data, and then it
-    /// is on the disk in the image as well.
+    /// What a disk begins with, in the file of an image: past its first `header` bytes may lie data, and then
+    /// it is on the disk in the image as well.
     fn judge_contents(&mut self, seen: &Signatures, header: u64) {
-        let is_data = |name: &str| seen.end_of(name) > header && self.contents.iter().any(|own| *own == name);
+        let is_data = |name: &str| seen.end_of(name) > header && self.contents.contains(&name);
         let strange: Vec<_> = seen.contents.iter().copied().filter(|name| !is_data(name)).collect();
         if !strange.is_empty() {
             let (format, contents) = (self.format, strange.join(" and "));

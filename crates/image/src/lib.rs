@@ -85,8 +85,8 @@ pub use allowed::AllowedReferences;
 pub use amend::{AmendSettings, amend, amend_option_help};
 pub use bitmap::BitmapAction;
 pub use blockmirror_file::{
-    Decision, DeviceStamp, FileId, FileStamp, FreeSpace, InPlace, Leftover, LockMode, Replacement, Surprise,
-    TargetOptions,
+    Decision, DeviceStamp, FileHolder, FileId, FileStamp, FreeSpace, InPlace, Leftover, LockMode,
+    Replacement, Surprise, TargetOptions,
 };
 pub use blockmirror_qcow2::{
     BitmapOptions, CheckObserver, CheckReport, CutShort, Error as Qcow2Error, Finding, Mending, NewSnapshot,

@@ -236,7 +236,7 @@ fn attributes_of_open_files_are_left_alone() {
                 assert!(refused(file.set_permissions(Permissions::from_mode(mode))), "{mode:o}");
             }
             file.set_permissions(Permissions::from_mode(0o644)).unwrap();
-            // To nobody else: that needs no privilege.
+            // Owner and group stay: that needs no privilege.
             std::os::unix::fs::fchown(&file, None, None)
         })
     };

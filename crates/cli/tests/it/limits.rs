@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 
 use blockmirror_testing::hostile::one_l2_table;
 use blockmirror_testing::process::with_default_signals;
-use blockmirror_testing::skip_unsupported;
+use blockmirror_testing::{LoopDevice, skip_unsupported};
 
 use crate::common::{Place, Ran};
 
@@ -16,8 +16,12 @@ const OURS: &str = env!("CARGO_BIN_EXE_blockmirror");
 
 /// Runs the program with the words of `line` in the folder of `place`.
 fn run(place: &Place, line: &str) -> Ran {
+    run_as(OURS, place, line)
+}
+
+fn run_as(program: &str, place: &Place, line: &str) -> Ran {
     let output =
-        with_default_signals(OURS).args(line.split(' ')).current_dir(place.path(".")).output().unwrap();
+        with_default_signals(program).args(line.split(' ')).current_dir(place.path(".")).output().unwrap();
     let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap());
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ran { code, out: text(output.stdout), err: text(output.stderr) }
@@ -47,6 +51,9 @@ fn place(test: &str) -> Option<Place> {
 fn commands_work_inside() {
     let Some(place) = place("commands_work_inside") else { return };
     fs::create_dir(place.path("out")).unwrap();
+    fs::create_dir(place.path("bases")).unwrap();
+    fs::create_dir(place.path("data")).unwrap();
+    ok(&place, "create -q -f qcow2 bases/base 3M");
     for line in [
         "info LIMITS disk",
         "info LIMITS --output=json disk",
@@ -73,10 +80,16 @@ fn commands_work_inside() {
         ("mirror --limits=untrusted --verify=hash disk out/c", "out/c"),
         ("convert --limits=untrusted --checkpoint=out/log --in-place -O raw disk out/b", "out/b"),
         ("mirror --limits=untrusted --checkpoint=out/log --verify=full disk out/d", "out/d"),
+        (
+            "convert --limits=untrusted -O qcow2 -o backing_file=../bases/base,backing_fmt=qcow2 disk out/f",
+            "out/f",
+        ),
+        ("convert --limits=untrusted -O qcow2 -B ../bases/base -F qcow2 disk out/h", "out/h"),
+        ("convert --limits=untrusted -O qcow2 -o data_file=../data/d disk out/g", "out/g"),
         ("dd --limits=untrusted -O qcow2 if=disk of=out/e bs=64K", "out/e"),
     ] {
         ok(&place, line);
-        ok(&place, &format!("compare {target} disk"));
+        ok(&place, &format!("compare --allow-backing . {target} disk"));
     }
     let names = fs::read_dir(place.path("out")).unwrap().map(|entry| entry.unwrap().file_name());
     assert!(names.into_iter().all(|name| !name.to_string_lossy().contains("partial")));
@@ -104,6 +117,80 @@ fn names_in_images_are_not_followed() {
     let deep = run(&place, "hash --limits=untrusted,depth=1 --allow-backing bases top");
     assert_eq!(deep.code, 1, "{deep:?}");
     assert!(run(&place, "inspect --limits=untrusted --allow=backing_file top").code == 0);
+}
+
+/// Under that name plain paths in images are followed everywhere, but not those of strangers.
+#[test]
+fn names_in_images_are_not_followed_under_the_name_qemu_img() {
+    let test = "names_in_images_are_not_followed_under_the_name_qemu_img";
+    let Some(place) = place(test) else { return };
+    std::os::unix::fs::symlink(OURS, place.path("qemu-img")).unwrap();
+    fs::create_dir(place.path("bases")).unwrap();
+    ok(&place, "convert -O qcow2 disk bases/base");
+    ok(&place, "create -q -f qcow2 -b bases/base -F qcow2 top");
+    let program = place.path("qemu-img");
+    let img = |line: &str| run_as(program.to_str().unwrap(), &place, line).code;
+    assert_eq!(img("convert -O raw top free"), 0);
+    for line in ["convert L -O raw top copy", "map L top", "compare L top disk", "info L --backing-chain top"]
+    {
+        for limits in ["--limits=untrusted", "--limits=untrusted,no-sandbox"] {
+            assert_ne!(img(&line.replace('L', limits)), 0, "{line}");
+            assert!(!place.path("copy").exists());
+        }
+        let allowed = "--limits=untrusted --allow-backing bases";
+        assert_eq!(img(&line.replace('L', allowed)), 0, "{line}");
+        let _ = fs::remove_file(place.path("copy"));
+    }
+}
+
+/// From inside it cannot be seen, and a file that is replaced would be lost to what has it open.
+#[test]
+fn a_target_that_is_open_is_not_replaced() {
+    let Some(place) = place("a_target_that_is_open_is_not_replaced") else { return };
+    fs::write(place.path("target"), vec![1; 3 << 20]).unwrap();
+    let held = File::open(place.path("target")).unwrap();
+    for line in [
+        "convert --limits=untrusted -O raw disk target",
+        "mirror --limits=untrusted -O raw disk target",
+        "dd --limits=untrusted -O raw if=disk of=target",
+    ] {
+        let ran = run(&place, line);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.err.contains("has it open; give --in-place"), "{ran:?}");
+    }
+    let mut first = [0];
+    held.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, [1]);
+    ok(&place, "convert --limits=untrusted --in-place -O raw disk target");
+    held.read_exact_at(&mut first, 0).unwrap();
+    assert_eq!(first, [7], "it is the same file");
+    ok(&place, "convert --limits=untrusted -n -O raw disk target");
+    drop(held);
+    ok(&place, "convert --limits=untrusted -O raw disk target");
+    assert_eq!(run(&place, "convert --limits=untrusted --clean -O raw disk target").code, 2);
+}
+
+#[test]
+fn a_file_below_a_loop_device_that_is_used_is_not_written() {
+    let test = "a_file_below_a_loop_device_that_is_used_is_not_written";
+    let Some(place) = place(test) else { return };
+    fs::copy(place.path("disk"), place.path("target")).unwrap();
+    let Some(device) = LoopDevice::on(&place.path("target")) else { return };
+    let user = File::open(device.path()).unwrap();
+    let before = fs::read(place.path("target")).unwrap();
+    for line in [
+        "convert LIMITS -O raw disk target",
+        "convert LIMITS --in-place -O raw disk target",
+        "convert LIMITS -n -O qcow2 disk target",
+        "check LIMITS -r all target",
+        "bench LIMITS -q -w -c 1 target",
+    ] {
+        let ran = run(&place, &line.replace("LIMITS", "--limits=untrusted"));
+        assert_eq!(ran.code, 1, "{line}: {ran:?}");
+        assert!(ran.err.contains("stands on it"), "{line}: {ran:?}");
+    }
+    assert_eq!(fs::read(place.path("target")).unwrap(), before);
+    drop(user);
 }
 
 #[test]

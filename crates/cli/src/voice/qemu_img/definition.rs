@@ -5,6 +5,7 @@
 //! command `qemu-img` does not have it does not have here.
 
 use blockmirror_image::Format;
+use clap::builder::ArgPredicate;
 use clap::{Arg, ArgAction, CommandFactory};
 
 use crate::args::{Cli, Command};
@@ -68,9 +69,14 @@ fn subcommand(command: clap::Command) -> clap::Command {
     if has(&command, "reflink") {
         command = command.mut_arg("reflink", |arg| arg.default_value("never"));
     }
-    // Plain paths in images are followed wherever they lead, unless the environment says where they may.
+    // Plain paths in images are followed wherever they lead, unless the environment says where they may, or
+    // the images are from strangers.
     if has(&command, "allow_backing") && !lock_policy::is_narrowed() {
-        command = command.mut_arg("allow_backing", |arg| arg.default_value("/"));
+        let limited = has(&command, "limits");
+        command = command.mut_arg("allow_backing", |arg| match limited {
+            true => arg.default_value_if("limits", ArgPredicate::IsPresent, None).default_value("/"),
+            false => arg.default_value("/"),
+        });
     }
     command
 }
