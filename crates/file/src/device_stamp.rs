@@ -5,9 +5,10 @@
 //! does not show whether it was written.
 
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 use blockmirror_block::{Result, Storage};
 use rustix::fs::{major, minor};
@@ -63,9 +64,12 @@ fn describe(sysfs: Sysfs<'_>, device: u64, len: u64) -> String {
             if let Some(file) = backing_file(&disk) {
                 let offset = text(&disk.join("loop/offset")).unwrap_or_default();
                 said += &format!(" file {} offset {offset}", file.display());
-                // Another file may have the name by now.
+                // Another file may have the name by now, and the number too.
                 if let Ok(meta) = fs::metadata(&file) {
                     said += &format!(" inode {}", meta.ino());
+                    if let Some(made) = made(&meta) {
+                        said += &format!(" made {}.{:09}", made.as_secs(), made.subsec_nanos());
+                    }
                 }
             }
             said
@@ -81,6 +85,11 @@ fn describe(sysfs: Sysfs<'_>, device: u64, len: u64) -> String {
 fn disk_of(partition: &Path) -> PathBuf {
     let real = fs::canonicalize(partition).unwrap_or_default();
     real.parent().unwrap_or(partition).to_owned()
+}
+
+/// When a file was made, if its file system keeps that.
+fn made(meta: &Metadata) -> Option<Duration> {
+    meta.created().ok()?.duration_since(UNIX_EPOCH).ok()
 }
 
 /// What a file of sysfs says, if it says something.
@@ -134,5 +143,24 @@ mod tests {
         ] {
             assert_eq!(stamp(name, files), want, "{name}");
         }
+    }
+
+    /// File systems give the number of a file that is gone to the next one.
+    #[test]
+    fn a_loop_device_on_another_file_of_the_same_name_is_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("below");
+        let new = || {
+            let _ = fs::remove_file(&path);
+            fs::write(&path, "").unwrap();
+            made(&fs::metadata(&path).unwrap())
+        };
+        let Some(first) = new() else { return };
+        let stamp = || stamp("loop0", &[("loop/backing_file", path.to_str().unwrap())]);
+        let before = stamp();
+        assert_eq!(stamp(), before);
+        // The clock of a file system has ticks of some milliseconds.
+        while new() == Some(first) {}
+        assert_ne!(stamp(), before);
     }
 }
