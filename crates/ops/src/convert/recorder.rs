@@ -84,8 +84,12 @@ impl Recorder {
         if interrupted.is_some() {
             let file = planned.open_file(&path, true).map_err(checkpoint::Error::from)?;
             let log = Checkpoint::open(Arc::new(file))?;
-            if digests && !log.has_digests() {
-                let what = "its checkpoint has no digest of what was copied".to_owned();
+            // Another run may have begun it anew since it was found.
+            let own = identity::with_place(planned.identity.clone(), &copy);
+            let differs = own.first_difference(log.identity(), &[]).map(|key| identity::explain(&key));
+            let no_digests = || "its checkpoint has no digest of what was copied".to_owned();
+            let differs = differs.or_else(|| (digests && !log.has_digests()).then(no_digests));
+            if let Some(what) = differs {
                 return Err(ConvertError::Changed { target: target.to_owned(), partial: copied_to, what });
             }
             return Ok(recorder(log, true));
