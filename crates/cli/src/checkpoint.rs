@@ -8,7 +8,7 @@ use std::path::Path;
 use blockmirror_block::size::human_size;
 use blockmirror_image::directory_of;
 use blockmirror_ops::{
-    CheckedConvert, CheckpointOptions, ConvertError, Interrupted, PreparedConvert, ResumeCheck,
+    CheckedConvert, CheckpointOptions, ConvertError, ConvertJob, Interrupted, PreparedConvert, ResumeCheck,
 };
 
 use crate::args::{CopyArgs, ResumeHow};
@@ -142,6 +142,17 @@ pub(crate) fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &Pr
     }
 }
 
+/// Says what could not be checked of a copy that is gone on with.
+pub(crate) fn begun(console: &mut Console<'_>, args: &CopyArgs, job: &ConvertJob) {
+    let unread = job.source_unread();
+    if unread > 0 {
+        let target = args.target.display();
+        console.note(format_args!(
+            "{target}: {unread} of the regions that were copied cannot be read of the source any more; the copy keeps them"
+        ));
+    }
+}
+
 /// The failure of a copy that can be gone on with, or of one that cannot be gone on with.
 pub(crate) fn failure(error: &ConvertError, interrupt: Option<&Interrupt>) -> Failure {
     match error {
@@ -163,6 +174,9 @@ pub(crate) fn not_gone_on(error: &ConvertError, interrupt: &Interrupt) -> Failur
     match error {
         _ if interrupt.requested() => failed("the same command goes on there").exit(Exit::Resumable),
         ConvertError::Changed { .. } => failure(error, None),
+        ConvertError::SourceUnread { .. } => {
+            failed(&*format!("what was copied stays; --salvage goes on without the source there, {WAYS}"))
+        }
         _ => failed(&*format!("what was copied stays; {WAYS}")),
     }
 }

@@ -123,6 +123,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
         let failure = failure(args, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
     })?;
+    checkpoint::begun(console, args, &job);
     if let Some(why) = job.no_checkpoint() {
         interrupt.remove_at_end(partial);
         console.note(format_args!("{}: the copy goes without a checkpoint: {why}", args.target.display()));

@@ -8,7 +8,7 @@ use crate::interrupt::Interrupt;
 
 /// Says how the files of a new image are written where that is not as usual, and what earlier runs left. What
 /// is printed later goes into none of them, and a signal that ends the process at once removes the temporary
-/// ones, unless there is no `interrupt`.
+/// ones. Without an `interrupt` they stay, and what was copied can be gone on with.
 pub(crate) fn announce(
     console: &mut Console<'_>,
     prepared: &PreparedImage,
@@ -29,6 +29,9 @@ pub(crate) fn announce(
             // The image is the first; its data file has no header.
             let meanwhile = match prepared.format() {
                 Format::Qcow2 if index == 0 => "it cannot be opened until it is complete",
+                _ if interrupt.is_none() => {
+                    "a failure leaves it incomplete until the same command has gone on"
+                }
                 _ => "a failure leaves it unusable",
             };
             console.note(format_args!("{name}: written in place{why}: {meanwhile}"));

@@ -320,6 +320,11 @@ impl MirrorOptions {
         [self.on_source_error, self.on_target_error].contains(&OnError::Ignore)
     }
 
+    /// Whether ranges of the source that cannot be read are left out.
+    pub fn ignores_source_errors(&self) -> bool {
+        self.on_source_error == OnError::Ignore
+    }
+
     /// The granularity for a target with clusters of `cluster_size`, if it has any.
     ///
     /// # Errors

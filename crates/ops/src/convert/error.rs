@@ -124,6 +124,15 @@ pub enum ConvertError {
         /// What has changed.
         what: String,
     },
+    /// What was copied of the source cannot be read there any more; the copy stays. One that leaves out what
+    /// cannot be read goes on with it.
+    #[error("copy: {}: an interrupted copy is not gone on with: {cause}", target.display())]
+    SourceUnread {
+        /// The target.
+        target: PathBuf,
+        /// Where, and why not.
+        cause: block::Error,
+    },
     /// The checkpoint cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
@@ -248,7 +257,7 @@ impl ConvertError {
     pub fn device_error(&self) -> Option<&block::Error> {
         match self {
             Self::Image(error) | Self::Settings(error) => error.device_error(),
-            Self::Disk(error) => Some(error),
+            Self::Disk(error) | Self::SourceUnread { cause: error, .. } => Some(error),
             Self::Start(cause) | Self::Copy { cause, .. } => cause.device_error(),
             Self::NotVerified { cause, .. } => cause.device_error(),
             Self::Interrupted(kept) => kept.cause.device_error(),

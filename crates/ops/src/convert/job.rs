@@ -164,13 +164,13 @@ impl PreparedConvert {
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
         let Self { source, target, kind, mut mirror, bitmaps, compress, verify, .. } = self;
-        let (image, new, recorder, no_checkpoint) = match kind {
-            Kind::Existing(image) => (*image, None, None, None),
+        let (image, new, recorder, no_checkpoint, unread) = match kind {
+            Kind::Existing(image) => (*image, None, None, None, 0),
             Kind::New(new) => {
                 let copies = compress || verify.as_ref().is_some_and(Verification::sees_all_bytes);
                 let begun = new.begin(&source, &target, mirror, copies, stop)?;
                 mirror = begun.mirror;
-                (begun.image, Some(begun.new), begun.recorder, begun.no_checkpoint)
+                (begun.image, Some(begun.new), begun.recorder, begun.no_checkpoint, begun.unread)
             }
         };
         if new.as_ref().is_some_and(NewImage::reads_as_zeros) {
@@ -193,9 +193,18 @@ impl PreparedConvert {
         let (from, to) = (in_units(&disks.0, unit), in_units(&disks.1, unit));
         let checkpoints = recorder.as_ref().map(|recorder| recorder.checkpoints());
         match MirrorJob::start_with_checkpoints(from, to, mirror, checkpoints) {
-            Ok(job) => {
-                Ok(ConvertJob { job, source, image, recorder, no_checkpoint, new, target, bitmaps, verify })
-            }
+            Ok(job) => Ok(ConvertJob {
+                job,
+                source,
+                image,
+                recorder,
+                no_checkpoint,
+                unread,
+                new,
+                target,
+                bitmaps,
+                verify,
+            }),
             Err(cause) => Err(not_started(target, cause, new.as_ref(), image.format())),
         }
     }
@@ -226,6 +235,7 @@ pub struct ConvertJob {
     image: Image,
     recorder: Option<Arc<Recorder>>,
     no_checkpoint: Option<ConvertError>,
+    unread: u64,
     new: Option<NewImage>,
     target: PathBuf,
     bitmaps: Selected,
@@ -263,6 +273,12 @@ impl ConvertJob {
     /// Why the copy goes without the checkpoint that it would keep beside its target.
     pub fn no_checkpoint(&self) -> Option<&ConvertError> {
         self.no_checkpoint.as_ref()
+    }
+
+    /// Regions that an interrupted run had copied, that were to be read again, and that the source cannot
+    /// read any more: the copy keeps them.
+    pub fn source_unread(&self) -> u64 {
+        self.unread
     }
 
     /// Waits for the copy, makes it durable, verifies it if that is wanted, and gives a new image its name.

@@ -33,6 +33,8 @@ pub(super) struct Begun {
     pub(super) no_checkpoint: Option<ConvertError>,
     /// What is left to copy.
     pub(super) mirror: MirrorOptions,
+    /// Regions that were copied and that the source cannot read any more.
+    pub(super) unread: u64,
 }
 
 impl NewTarget {
@@ -59,24 +61,25 @@ impl NewTarget {
             let new = prepared.write_until(stop)?;
             let image = opened(&new, &open)?;
             drop(backing);
-            return Ok(Begun { image, new, recorder, no_checkpoint, mirror });
+            return Ok(Begun { image, new, recorder, no_checkpoint, mirror, unread: 0 });
         };
         // Zeros that are written must not give back what was preallocated; those that are left may not be
         // there.
         mirror = mirror.unmap(!prepared.is_preallocated()).only(left).target_is_zero(false);
         let new = prepared.take_up()?;
-        let checked = recorder.checked();
+        let (checked, mut unread) = (recorder.checked(), 0);
         if !checked.is_empty() {
             let image = new.read_back(&open)?;
             let layers = mirror.counted_layers();
-            let check = Check { source: source.device(), target: image.device(), layers, stop };
-            check.run(checked).map_err(|fault| fault.of(target, recorder.place()))?;
+            let (source, leaves_out) = (source.device(), mirror.ignores_source_errors());
+            let check = Check { source, target: image.device(), layers, leaves_out, stop };
+            unread = check.run(checked).map_err(|fault| fault.of(target, recorder.place()))?;
         }
         new.mend_crash()?;
         let image = opened(&new, &open)?;
         drop(backing);
         let recorder = Some(Arc::clone(recorder));
-        Ok(Begun { image, new, recorder, no_checkpoint, mirror })
+        Ok(Begun { image, new, recorder, no_checkpoint, mirror, unread })
     }
 }
 

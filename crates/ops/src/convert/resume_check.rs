@@ -48,6 +48,8 @@ pub(super) struct Finished {
 pub(super) enum Fault {
     /// It does not hold what was copied: which of the two disks.
     Changed(Finished, &'static str),
+    /// It cannot be read of the source any more.
+    SourceUnread(Error),
     /// It cannot be read, or the check was stopped.
     Failed(image::Error),
 }
@@ -66,6 +68,7 @@ impl Fault {
                     region.range.end()
                 ),
             },
+            Self::SourceUnread(cause) => ConvertError::SourceUnread { target: target.to_owned(), cause },
             Self::Failed(error) => error.into(),
         }
     }
@@ -83,33 +86,51 @@ pub(super) struct Check<'a> {
     pub(super) target: &'a Arc<dyn BlockDevice>,
     /// How many layers of the source are copied; `None` for all of them.
     pub(super) layers: Option<u32>,
+    /// Whether the copy leaves out what cannot be read of the source.
+    pub(super) leaves_out: bool,
     /// Asked at least once for each MiB.
     pub(super) stop: &'a dyn Fn() -> bool,
 }
 
 impl Check<'_> {
-    /// Reads the regions in `finished`.
-    pub(super) fn run(&self, finished: impl IntoIterator<Item = Finished>) -> Result<(), Fault> {
+    /// Reads the regions in `finished`: how many of them the source cannot read any more.
+    pub(super) fn run(&self, finished: impl IntoIterator<Item = Finished>) -> Result<u64, Fault> {
+        let mut unread = 0;
         for region in finished {
-            match region.digest {
+            let read = match region.digest {
                 Some(digest) => self.compare_with(region, digest)?,
                 None => self.compare(region)?,
-            }
+            };
+            unread += u64::from(!read);
         }
-        Ok(())
+        Ok(unread)
     }
 
-    fn compare_with(&self, region: Finished, digest: Digest) -> Result<(), Fault> {
-        for (disk, name) in [(self.source, "source"), (self.target, "target")] {
-            if short(self.digest(&**disk, region.range)?) != digest {
-                return Err(Fault::Changed(region, name));
-            }
+    /// Both with `digest`; whether the source could be read. Without it the target's alone counts.
+    fn compare_with(&self, region: Finished, digest: Digest) -> Result<bool, Fault> {
+        let read = match self.digest(&**self.source, region.range) {
+            Ok(found) if short(found) != digest => return Err(Fault::Changed(region, "source")),
+            Ok(_) => true,
+            Err(cause) => self.unread(cause)?,
+        };
+        match short(self.digest(&**self.target, region.range)?) == digest {
+            true => Ok(read),
+            false => Err(Fault::Changed(region, "target")),
         }
-        Ok(())
     }
 
-    /// Source and target with each other, as far as they had to be made equal.
-    fn compare(&self, region: Finished) -> Result<(), Fault> {
+    /// The source failed with `cause`: whether it was read, if that is no reason to fail.
+    fn unread(&self, cause: Error) -> Result<bool, Fault> {
+        match cause.kind() {
+            ErrorKind::Cancelled => Err(cause.into()),
+            _ if self.leaves_out => Ok(false),
+            _ => Err(Fault::SourceUnread(cause)),
+        }
+    }
+
+    /// Source and target with each other, as far as they had to be made equal; whether the source could be
+    /// read.
+    fn compare(&self, region: Finished) -> Result<bool, Fault> {
         let mut at = region.range.start();
         while at < region.range.end() {
             let rest = ByteRange::new(at, region.range.end());
@@ -117,8 +138,17 @@ impl Check<'_> {
             let mut equal = true;
             for range in ranges {
                 let go_on = &mut |_| if (self.stop)() { Visit::Break(()) } else { Visit::Continue(()) };
-                if !differences(&**self.source, &**self.target, range, go_on, &mut |_| equal = false)? {
-                    return Err(stopped().into());
+                match differences(&**self.source, &**self.target, range, go_on, &mut |_| equal = false) {
+                    Ok(true) => {}
+                    Ok(false) => return Err(stopped().into()),
+                    Err(_) if !equal => break,
+                    // It does not say which of the two has failed.
+                    Err(error) => {
+                        return match self.digest(&**self.source, region.range) {
+                            Ok(_) => Err(error.into()),
+                            Err(cause) => self.unread(cause),
+                        };
+                    }
                 }
             }
             if !equal {
@@ -126,7 +156,7 @@ impl Check<'_> {
             }
             at = end;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn digest(&self, disk: &dyn BlockDevice, region: ByteRange) -> Result<BlockDigest, Error> {
@@ -244,7 +274,7 @@ mod tests {
         assert!((0..50).all(|_| sample(&log) == found));
     }
 
-    fn finished(disk: &MemoryDisk, number: u64, digest: bool) -> Finished {
+    fn finished(disk: &dyn BlockDevice, number: u64, digest: bool) -> Finished {
         let range = ByteRange::at(number * 2 * BLOCK, 2 * BLOCK);
         let mut of = RunDigest::new();
         for block in range.pieces(BLOCK) {
@@ -268,10 +298,11 @@ mod tests {
         {
             for at in [2 * BLOCK, 4 * BLOCK - 1] {
                 let both = [disks(), disks()];
-                let regions = [0, 1, 2].map(|number| finished(&both[0], number, digests));
+                let regions = [0, 1, 2].map(|number| finished(&*both[0], number, digests));
                 both[changed].write_at(&[9], at, WriteFlags::NONE).unwrap();
                 let [source, target] = both.map(|disk| disk as Arc<dyn BlockDevice>);
-                let check = Check { source: &source, target: &target, layers: None, stop: &|| false };
+                let (source, target) = (&source, &target);
+                let check = Check { source, target, layers: None, leaves_out: false, stop: &|| false };
                 match check.run(regions) {
                     Err(Fault::Changed(region, disk)) => assert_eq!((region.number, disk), (1, want)),
                     other => panic!("{other:?}"),
@@ -289,10 +320,17 @@ mod tests {
         disk.write_at(&[1; 512], 0, WriteFlags::NONE).unwrap();
         let faults = Faults::new();
         let faulty: Arc<dyn BlockDevice> = Arc::new(FaultDisk::new(Arc::clone(&disk) as _, faults.clone()));
-        let region = finished(&disk, 0, true);
-        faults.inject(DiskFault::on(OpKind::Read));
-        let check = Check { source: &faulty, target: &faulty, layers: None, stop: &|| false };
-        assert!(matches!(check.run([region]), Err(Fault::Failed(_))));
-        check.run([region]).unwrap();
+        let disk: Arc<dyn BlockDevice> = disk;
+        for region in [true, false].map(|digest| finished(&*disk, 0, digest)) {
+            let check = |source, target, leaves_out| {
+                Check { source, target, layers: None, leaves_out, stop: &|| false }.run([region])
+            };
+            faults.inject(DiskFault::on(OpKind::Read).forever());
+            assert!(matches!(check(&faulty, &disk, false), Err(Fault::SourceUnread(_))));
+            assert!(matches!(check(&faulty, &disk, true), Ok(1)));
+            assert!(matches!(check(&disk, &faulty, true), Err(Fault::Failed(_))));
+            faults.heal();
+            assert!(matches!(check(&faulty, &disk, true), Ok(0)));
+        }
     }
 }

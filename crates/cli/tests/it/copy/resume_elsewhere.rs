@@ -25,7 +25,12 @@ fn source(place: &Place, name: &str) {
     for mib in 0..LEN / MIB {
         file.write_all_at(&vec![mib as u8 + 1; MIB as usize], mib * MIB).unwrap();
     }
-    let rule = format!("[inject-error]\nevent = \"read_aio\"\nsector = \"{}\"\n", BAD / 512);
+    cannot_read(place, BAD);
+}
+
+/// From here on the sector at `offset` cannot be read.
+fn cannot_read(place: &Place, offset: u64) {
+    let rule = format!("[inject-error]\nevent = \"read_aio\"\nsector = \"{}\"\n", offset / 512);
     fs::write(place.path("rules"), rule).unwrap();
 }
 
@@ -167,4 +172,38 @@ fn a_copy_that_cannot_be_gone_on_with_says_what_to_do() {
     assert!(ran.code == 1 && ran.err.contains("what was copied stays; --restart begins anew"), "{ran:?}");
     place.ours_ok(&format!("{line} --restart @source @target"));
     place.ours_ok("compare -q -f raw -F qcow2 @source @target");
+}
+
+/// What was saved of a failing disk was given up when another of its sectors failed.
+#[test]
+fn what_was_copied_is_kept_where_the_source_cannot_be_read_any_more() {
+    let place = Place::new();
+    source(&place, "source");
+    fs::write(place.path("target"), "old").unwrap();
+    let run = |more| {
+        let line = format!("convert --in-place {OPTIONS} -O raw{more} blkdebug:@rules:@source @target");
+        place.ours(&line)
+    };
+    let ran = run("");
+    assert!(ran.code == 1 && ran.err.contains("incomplete until the same command has gone on"), "{ran:?}");
+    cannot_read(&place, 5 * MIB);
+    let ran = run(" --resume=verify");
+    assert!(
+        ran.code == 1 && ran.err.contains("stays; --salvage goes on without the source there"),
+        "{ran:?}"
+    );
+    let write = |byte| {
+        let file = fs::File::options().write(true).open(place.path("target")).unwrap();
+        file.write_all_at(&[byte], 5 * MIB).unwrap();
+    };
+    write(0xff);
+    let ran = run(" --salvage --resume=verify");
+    assert!(ran.code == 1 && ran.err.contains("region 5 of the target"), "{ran:?}");
+    write(6);
+    let ran = run(" --salvage --resume=verify");
+    assert!(
+        ran.code == 0 && ran.err.contains(": 1 of the regions that were copied cannot be read"),
+        "{ran:?}"
+    );
+    assert!(fs::read(place.path("source")).unwrap() == fs::read(place.path("target")).unwrap());
 }
