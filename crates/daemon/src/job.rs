@@ -42,7 +42,7 @@ use crate::ids::is_well_formed;
 
 pub(crate) use chain::ChainRequest;
 pub(crate) use claims::Claims;
-pub(crate) use live_log::{FileLog, LiveLogs};
+use live_log::FileLog;
 pub(crate) use log::job_span;
 pub(crate) use mirror::{MirrorRequest, Prepared};
 pub(crate) use simple::SimpleJob;
@@ -94,6 +94,9 @@ pub(crate) trait JobHandle: Send + Sync + fmt::Debug {
     fn target(&self) -> Option<&str> {
         None
     }
+
+    /// The process is about to end: a log of it stays valid.
+    fn keep_log(&self) {}
 
     /// What was written to the target and not flushed may be lost: it is written again.
     fn writes_lost(&self) {}
@@ -160,7 +163,6 @@ pub(crate) struct JobOptions {
 #[derive(Debug)]
 pub(crate) struct Jobs {
     context: Arc<Context>,
-    live_logs: LiveLogs,
     table: Mutex<BTreeMap<String, Arc<Job>>>,
     /// Jobs that are about to start. *Order*: before the table.
     reserved: Arc<Mutex<ReservedIds>>,
@@ -186,12 +188,7 @@ impl Drop for ReservedId {
 impl Jobs {
     /// No jobs; they work on nodes of `context`.
     pub(crate) fn new(context: Arc<Context>) -> Arc<Self> {
-        Arc::new(Self {
-            context,
-            live_logs: LiveLogs::default(),
-            table: Mutex::default(),
-            reserved: Arc::default(),
-        })
+        Arc::new(Self { context, table: Mutex::default(), reserved: Arc::default() })
     }
 
     /// Reserves `id` for a new job, until that is in the table, and a thread that is to report its events:
@@ -249,10 +246,11 @@ impl Jobs {
         job.ok_or_else(|| no_block_job(id))
     }
 
-    /// Cancels all jobs and waits for them, for at most `limit`.
+    /// The process is about to end: cancels all jobs and waits for them, for at most `limit`.
     pub(crate) fn end_all(&self, limit: Duration) {
         let jobs: Vec<_> = self.table.lock().values().cloned().collect();
         for job in &jobs {
+            job.handle.keep_log();
             // One that has ended already needs no more.
             let _ = job.handle.request(JobCommand::Cancel(true));
         }

@@ -92,6 +92,9 @@ impl CreatedFile {
         if prepared.targets().any(|target| target.in_place().is_some()) {
             check()?;
         }
+        if prepared.targets().any(|target| target.in_place().is_some()) {
+            context.written.note_path(Path::new(path));
+        }
         let replaces = Path::new(path).exists();
         let image = prepared.write().map_err(explain)?;
         let image = if image.new_file().is_some() {

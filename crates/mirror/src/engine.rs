@@ -10,6 +10,7 @@ mod region_log;
 mod workers;
 
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ use crate::options::MirrorOptions;
 use crate::progress::Event;
 use crate::reflink::Clones;
 use crate::region_log::WriteLog;
-use crate::scan::{Failure, TargetContent};
+use crate::scan::TargetContent;
 use crate::tap::Tap;
 use workers::Workers;
 pub(crate) use workers::most_by_default;
@@ -60,6 +61,8 @@ pub(crate) struct Engine {
     /// A write of the guest may be admitted: its thread waits here, in `observer::wait_for_admission`.
     guests: Condvar,
     attachment: Option<TapAttachment>,
+    /// The log of the tap outlives the job.
+    keeps_log: AtomicBool,
     /// Called after each periodic flush.
     checkpoints: Option<Arc<dyn CheckpointSink>>,
     /// Cancels the calls of devices that were made for the job.
@@ -181,6 +184,7 @@ impl Engine {
             events: Condvar::new(),
             guests: Condvar::new(),
             attachment,
+            keeps_log: AtomicBool::new(false),
             checkpoints,
             calls: CancelSource::new(),
             workers: Workers::default(),
@@ -231,6 +235,10 @@ impl Engine {
     /// Ends a job that has no threads.
     pub(crate) fn abandon(&self) {
         self.with_core(Wake::None, |core, _| core.abandon());
+        if let Some(tap) = self.write_log().and_then(|_| self.attachment.as_ref()?.tap.upgrade()) {
+            // What could not be done is in the trace: there is no job that could say it.
+            let _ = tap.close_log();
+        }
         self.detach();
     }
 
@@ -254,17 +262,19 @@ impl Engine {
         }
     }
 
-    /// The last step. Fails without it if the tap has a log that cannot be ended.
-    fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) -> Result<Done, Failure> {
-        if let Some(attachment) = &self.attachment
-            && let Some(tap) = attachment.tap.upgrade()
-        {
-            if ending == Ending::Pivot {
-                tap.end_log().map_err(Failure::at_target)?;
-            }
-            tap.end(attachment.session, ending, target);
-        }
-        Ok(Done::Ended)
+    /// The last step. The guest stays on the source if the tap has a log that cannot be ended.
+    fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) -> Done {
+        let Some(attachment) = &self.attachment else { return Done::Ended };
+        let Some(tap) = attachment.tap.upgrade() else { return Done::Ended };
+        let keeps_log = ending != Ending::Pivot && self.keeps_log.load(Ordering::Acquire);
+        let ended = if keeps_log { Ok(()) } else { tap.end_log(ending) };
+        tap.end(attachment.session, if ended.is_ok() { ending } else { Ending::Fail }, target);
+        ended.map_or_else(Done::LogNotEnded, |()| Done::Ended)
+    }
+
+    /// The process is about to end: a log of the job is to stay valid, unless the tap moves to the target.
+    pub(crate) fn keep_log(&self) {
+        self.keeps_log.store(true, Ordering::Release);
     }
 
     /// The job is over. Whether this is the first thread to say so.
@@ -412,7 +422,7 @@ impl Engine {
         for action in &batch.actions {
             // A device that panics must end the job, not hang it: its action would never be reported.
             batch.results.push(panic::catch_unwind(AssertUnwindSafe(|| match action.work {
-                Work::End(ending) => self.end(ending, target),
+                Work::End(ending) => Ok(self.end(ending, target)),
                 work => {
                     let _calls = self.calls.enter();
                     mover.perform(work).inspect_err(|failure| log::failed(work, failure))

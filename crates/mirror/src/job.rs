@@ -21,6 +21,7 @@ use crate::options::{BitmapMode, CopyMode, MirrorOptions, SyncMode};
 use crate::plan::check_lengths;
 use crate::progress::{Event, Outcome, Progress};
 use crate::reflink::Clones;
+use crate::region_log::WriteLog;
 use crate::state::Refused;
 use crate::tap::{AttachContext, Tap};
 
@@ -95,6 +96,14 @@ impl MirrorControl {
         self.engine.with_core(Wake::All, |core, _| core.force_cancel())?;
         self.engine.cancel_calls_if_aborting();
         Ok(())
+    }
+
+    /// The process is about to end, and another is to go on where this job ends: its log
+    /// ([`MirrorOptions::live_log`]) stays valid, and with the tap, when the job ends without a pivot.
+    ///
+    /// [`MirrorOptions::live_log`]: crate::MirrorOptions::live_log
+    pub fn keep_log(&self) {
+        self.engine.keep_log();
     }
 
     /// Ends a job that is ready with the pivot: the tap moves to the target.
@@ -379,7 +388,6 @@ impl PreparedJob {
         }
         let granularity = check(&*tap.device(), &**target, options)?;
         let bitmap = options.sync_bitmap()?;
-        let renews_bitmap = bitmap.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         let name = bitmap.map(|(name, _)| name.as_str());
         if notify.is_some() && (options.live_log.is_some() || tap.log_name().is_some()) {
             return Err(Error::LogInGroup { disk: tap.title() });
@@ -388,6 +396,25 @@ impl PreparedJob {
             return Err(Error::Busy { disk: tap.title() });
         }
         let log = options.live_log.as_ref().map(|live| tap.attach_log(live)).transpose()?;
+        let has_log = log.is_some();
+        let prepared = Self::attach(tap, target, options, (notify, name), granularity, log);
+        match prepared {
+            // The next write would not be in it.
+            Err(error) if has_log => Err(tap.close_log().map_or_else(Error::Log, |()| error)),
+            prepared => prepared,
+        }
+    }
+
+    /// Attaches to the tap, which has got the `log`.
+    fn attach(
+        tap: &Arc<Tap>,
+        target: &Arc<dyn BlockDevice>,
+        options: &MirrorOptions,
+        (notify, bitmap): (Option<&Arc<Notify>>, Option<&str>),
+        granularity: GranularityChoice,
+        log: Option<(Arc<WriteLog>, bool)>,
+    ) -> Result<Self, Error> {
+        let renews_bitmap = options.sync_bitmap()?.is_some_and(|(_, mode)| *mode != BitmapMode::Never);
         // What was promised of the target was so before an earlier job wrote to it.
         let resumed = log.as_ref().is_some_and(|(_, resumed)| *resumed);
         let options = &match resumed {
@@ -396,7 +423,7 @@ impl PreparedJob {
         };
         let through = JobDisks::new(tap.device(), Arc::clone(target), options, granularity.bytes).through();
         let clones = Clones::checked(options, true, &*tap.device(), &*through)?;
-        let engine = tap.attach(name, |AttachContext { session, source, bitmap }| {
+        let engine = tap.attach(bitmap, |AttachContext { session, source, bitmap }| {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;
             check_lengths(&*source, &**target, false)?;

@@ -1,12 +1,13 @@
 //! Region logs: what is on stable storage of a live job, so that another one goes on where it was killed.
 //!
 //! A [`RegionLog`] says durably in which regions source and target may differ. A [`LiveLog`] hands one to a
-//! job ([`MirrorOptions::live_log`]); from the job's beginning it belongs to the job's [`Tap`]. It stays with
-//! that when the job is over, because the guest goes on. A guest write waits until its regions are marked
-//! ([`WriteLog`]); the job clears regions that are equal and durable on both sides after its flushes
-//! ([`active::ActiveRegions`]). After a pivot the log has ended.
+//! job ([`MirrorOptions::live_log`]); from the job's beginning it belongs to the job's [`Tap`]. A guest write
+//! waits until its regions are marked ([`WriteLog`]); the job clears regions that are equal and durable on
+//! both sides after its flushes ([`active::ActiveRegions`]). When the job is over the log has ended, unless
+//! the process is about to end ([`MirrorControl::keep_log`]).
 //!
 //! [`MirrorOptions::live_log`]: crate::MirrorOptions::live_log
+//! [`MirrorControl::keep_log`]: crate::MirrorControl::keep_log
 //! [`Tap`]: crate::Tap
 
 mod active;
@@ -70,14 +71,14 @@ pub trait RegionLog: fmt::Debug + Send + Sync {
     /// Any: the job fails, and the log is [invalidated](Self::invalidate).
     fn update(&self, mark: &[Range<u64>], clear: &[Range<u64>]) -> Result<()>;
 
-    /// The target is about to take the source's place: a later job must not go on from this log. Durable when
-    /// it returns.
+    /// The job ends, and the target may take the source's place: a later job must not go on from this log.
+    /// Durable when it returns.
     ///
     /// # Errors
     /// Any: the log is [invalidated](Self::invalidate).
     fn end(&self) -> Result<()>;
 
-    /// Nothing is known any more, because an update has failed and guest writes go on. Durable when it
+    /// Nothing is known any more, because another call has failed and guest writes go on. Durable when it
     /// returns.
     ///
     /// # Errors

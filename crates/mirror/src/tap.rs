@@ -231,6 +231,7 @@ impl Tap {
         let mut state = self.state.lock();
         let state = &mut *state;
         let Some(current) = state.session.take_if(|current| current.id == session) else { return };
+        _log_that_is_off = state.log.take_if(|log| !log.is_on());
         let bitmap = current.bitmap.and_then(|name| state.bitmaps.get_mut(&name));
         match ending {
             Ending::Fail => {
@@ -243,7 +244,6 @@ impl Tap {
                     bitmap.map.clear_all();
                 }
                 if ending == Ending::Pivot {
-                    _log_that_is_off = state.log.take_if(|log| !log.is_on());
                     self.below.store(Arc::new(Below::new(Arc::clone(target))));
                 }
             }

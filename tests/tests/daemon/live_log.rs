@@ -244,8 +244,19 @@ fn survives(format: &str, mode: &str, seed: u64, kills: &[Instant]) {
     daemon.mirror(mode);
     let ready = daemon.wait_for("BLOCK_JOB_READY");
     assert_eq!(ready["offset"], bytes, "{format} {mode} {seed}");
+    // One that is made to quit leaves the log as it is.
+    daemon.must("quit", json!({}));
+    daemon.child.wait().unwrap();
+    let left = marked(dir);
+    let mut daemon = Daemon::start(dir, format);
+    daemon.mirror(mode);
+    assert_eq!(daemon.wait_for("BLOCK_JOB_READY")["offset"], left.0, "{format} {mode} {seed}");
+    assert!(left.0 <= bytes, "{left:?}");
     daemon.must("block-job-cancel", json!({"device": "m"}));
     daemon.wait_for("BLOCK_JOB_COMPLETED");
+    // One that has ended is refused.
+    let log = ActivityLog::open(Arc::new(FileOptions::new().open(dir.join("log")).unwrap())).unwrap();
+    assert!(log.is_ended());
     daemon.must("quit", json!({}));
     daemon.child.wait().unwrap();
     let (source, target) = (dir.join("s").display().to_string(), dir.join("t").display().to_string());

@@ -1,7 +1,8 @@
-//! Files that were written in nodes which are closed by now: a log that an earlier process has left does not
-//! know of it. Filled when nodes are closed, asked when a log is attached.
+//! Files that were written in nodes which are closed by now, or without a node: a log that an earlier process
+//! has left does not know of it. Filled when nodes are closed and images made, asked when a log is attached.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::path::Path;
 
 use blockmirror_block::sync::Mutex;
 use blockmirror_file::{FileId, FileStorage};
@@ -19,32 +20,31 @@ impl Place {
     }
 }
 
-/// *Guards* which places were written, each with the log that knows of it, if one does. *Order*: leaf. *Not
-/// under it*: I/O.
+/// *Guards* which places were written. *Order*: leaf. *Not under it*: I/O.
 #[derive(Debug, Default)]
-pub(crate) struct WrittenPlaces(Mutex<BTreeMap<Place, Option<String>>>);
+pub(crate) struct WrittenPlaces(Mutex<BTreeSet<Place>>);
 
 impl WrittenPlaces {
     /// `nodes` are about to be closed.
     pub(crate) fn note_closed(&self, nodes: &[Node]) {
         for node in nodes.iter().filter(|node| node.device.was_written()) {
-            let log = node.device.watch().armed_for().or_else(|| node.tap.log_name());
-            let log = log.filter(|_| !node.device.watch().was_rewritten());
-            let file = node.path.as_ref().and_then(FileId::of).map(|id| Place(format!("{id:?}")));
             let own = Place::of(node.file.as_deref(), &node.filename);
-            let mut places = self.0.lock();
-            for place in file.into_iter().chain([own]) {
-                // What one log knows, another does not.
-                let known = places.entry(place).or_insert_with(|| log.clone());
-                if *known != log {
-                    *known = None;
-                }
+            self.0.lock().insert(own);
+            if let Some(path) = &node.path {
+                self.note_path(path);
             }
         }
     }
 
-    /// Whether `place` was written, and the log `name` does not know of it.
-    pub(crate) fn is_unknown_to(&self, name: &str, place: &Place) -> bool {
-        self.0.lock().get(place).is_some_and(|log| log.as_deref() != Some(name))
+    /// What is at `path` is written without a node.
+    pub(crate) fn note_path(&self, path: &Path) {
+        if let Some(id) = FileId::of(path) {
+            self.0.lock().insert(Place(format!("{id:?}")));
+        }
+    }
+
+    /// Whether `place` was written.
+    pub(crate) fn has(&self, place: &Place) -> bool {
+        self.0.lock().contains(place)
     }
 }

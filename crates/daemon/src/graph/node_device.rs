@@ -182,7 +182,6 @@ impl NodeDevice {
         if self.options().read_only {
             return Err(Error::new(ErrorKind::ReadOnly, operation).because("the node is read-only"));
         }
-        self.watch.before_write();
         Ok(())
     }
 }
@@ -256,6 +255,8 @@ impl BlockDevice for NodeDevice {
 
     fn resize(&self, len: u64, may_shrink: bool) -> Result<()> {
         self.check_writable("resize")?;
+        // It may take contents away.
+        self.watch.note_rewritten();
         self.device().resize(len, may_shrink)
     }
 

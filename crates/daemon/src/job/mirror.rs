@@ -51,7 +51,6 @@ pub(crate) struct Prepared {
     attachments: Vec<AttachmentId>,
     /// The devices of the target.
     claims: Claims,
-    log: Option<Arc<FileLog>>,
     tap: Arc<blockmirror_mirror::Tap>,
     target: Arc<dyn BlockDevice>,
 }
@@ -247,20 +246,10 @@ impl Jobs {
             let claims = Claims::of_node(&self.context, &target)
                 .and_then(|claims| self.context.keep_bitmaps_in_use(&target).map(|()| claims));
             prepared.claims = claims.inspect_err(|_| self.forget_mirror(&prepared))?;
-            self.open_log(&mut prepared).inspect_err(|_| self.forget_mirror(&prepared))?;
+            open_log(&self.context, &mut prepared).inspect_err(|_| self.forget_mirror(&prepared))?;
             Ok(prepared)
         });
         self.refused_start(&id, held)
-    }
-
-    /// Opens the log of a mirror that is to have one.
-    fn open_log(&self, prepared: &mut Prepared) -> Reply<()> {
-        let Prepared { request, tap, .. } = prepared;
-        let Some(path) = &request.log else { return Ok(()) };
-        let log = self.live_logs.open(&self.context, path, (&request.source, &request.target), tap)?;
-        request.options = request.options.clone().live_log(LiveLog::new(Arc::clone(&log) as _));
-        prepared.log = Some(log);
-        Ok(())
     }
 
     /// Starts a mirror whose nodes are held.
@@ -366,16 +355,13 @@ impl Jobs {
 
     /// Puts a mirror that runs into the table.
     fn add_mirror(self: &Arc<Self>, session: Option<&Session>, job: MirrorJob, prepared: Prepared) {
-        let Prepared { request, attachments, claims, log, tap, target } = prepared;
+        let Prepared { request, attachments, claims, tap, target } = prepared;
         let control = job.control().clone();
         let (source_name, target_name) = (request.source, request.target);
         let handle = Mirror { control, target: target_name.clone() };
         let at_end: AtEnd = Box::new(move |context| {
             // Its threads end with it; the result has been reported already.
             let _ = job.wait();
-            if let Some(log) = log {
-                log.job_ended();
-            }
             drop(claims);
             mirror_ended(context, &tap, &target, &source_name, &target_name, &attachments);
         });
@@ -405,6 +391,15 @@ fn check_apart(context: &Context, source: &str, target: &str) -> Reply<()> {
         ))),
         None => Ok(()),
     }
+}
+
+/// Opens the log of a mirror that is to have one.
+fn open_log(context: &Context, prepared: &mut Prepared) -> Reply<()> {
+    let Prepared { request, tap, .. } = prepared;
+    let Some(path) = &request.log else { return Ok(()) };
+    let log = FileLog::open(context, path, (&request.source, &request.target), tap)?;
+    request.options = request.options.clone().live_log(LiveLog::new(Arc::new(log)));
+    Ok(())
 }
 
 /// Holds the nodes of a mirror that nothing else speaks against.
@@ -439,7 +434,7 @@ fn hold_mirror(context: &Context, request: MirrorRequest) -> Reply<Prepared> {
     };
     tap_of_target.note_rewritten();
     let attachments = vec![on_source, on_target];
-    Ok(Prepared { request, attachments, claims: Claims::default(), log: None, tap, target: device })
+    Ok(Prepared { request, attachments, claims: Claims::default(), tap, target: device })
 }
 
 /// The end of a mirror: the target is in the place of the source, or it is free again. What lies below the
@@ -496,6 +491,10 @@ impl JobHandle for Mirror {
 
     fn target(&self) -> Option<&str> {
         Some(&self.target)
+    }
+
+    fn keep_log(&self) {
+        self.control.keep_log();
     }
 
     fn writes_lost(&self) {

@@ -20,12 +20,49 @@ impl Client {
         }
     }
 
-    /// As a restart of the daemon would: what the nodes were is forgotten.
-    fn reopen_disks(&mut self) {
+    fn close_disks(&mut self) {
         for node in ["s", "t"] {
             self.run("blockdev-del", json!({"node-name": node}));
         }
+    }
+
+    fn reopen_disks(&mut self) {
+        self.close_disks();
         self.open_disks();
+    }
+
+    /// Another daemon, which finds the files as `kill -9` of this one would leave them: the log says that its
+    /// job runs.
+    fn killed(mut self) -> Self {
+        let log = fs::read(self.path("log")).unwrap();
+        self.finish("job-cancel");
+        self.close_disks();
+        fs::write(self.path("log"), log).unwrap();
+        let mut next = Self::new();
+        std::mem::swap(&mut next.dir, &mut self.dir);
+        next
+    }
+
+    /// Such another one, after a mirror that was ready, with a region marked.
+    fn after_kill() -> Self {
+        let mut client = Self::new();
+        client.open_disks();
+        assert_eq!(client.mirrored(), LEN);
+        client.guest_writes(3);
+        client.killed()
+    }
+
+    /// The mirror is refused, as its log has ended.
+    fn refuses_ended(&mut self) {
+        let args = self.args();
+        let (text, log) = (self.refused("blockdev-mirror", args), self.path("log"));
+        assert!(text.starts_with(&format!("Cannot use the log '{}': it has ended", log.display())), "{text}");
+    }
+
+    fn concluded(&mut self, options: Value) {
+        self.run("blockdev-create", json!({"job-id": "c", "options": options}));
+        self.wait_for_status("concluded");
+        self.run("job-dismiss", json!({"id": "c"}));
     }
 
     fn args(&self) -> Value {
@@ -56,35 +93,24 @@ impl Client {
 }
 
 #[test]
-fn a_mirror_goes_on_with_what_was_written_since() {
-    for command in ["block-job-cancel", "job-cancel"] {
-        let mut client = Client::new();
-        client.open_disks();
-        assert_eq!(client.mirrored(), LEN);
-        client.finish(command);
-        // The guest goes on, and the log with it: for another mirror now, and for one after a restart.
-        client.guest_writes(3);
-        assert_eq!(client.mirrored(), MIB, "{command}");
-        assert!(client.is_equal());
-        client.finish(command);
-        client.guest_writes(6);
-        client.guest_writes(7);
-        client.reopen_disks();
-        // What was written lately stays marked.
-        assert_eq!(client.mirrored(), 3 * MIB, "{command}");
-        client.finish("job-cancel");
-        assert!(client.is_equal());
-    }
+fn a_mirror_goes_on_with_what_was_marked() {
+    let mut client = Client::after_kill();
+    client.open_disks();
+    assert_eq!(client.mirrored(), MIB);
+    assert!(client.is_equal());
+    client.guest_writes(6);
+    let mut client = client.killed();
+    client.open_disks();
+    // What was written lately stays marked.
+    assert_eq!(client.mirrored(), MIB);
+    assert!(client.is_equal());
 }
 
 #[test]
 fn a_source_that_was_written_without_the_log_differs_everywhere() {
     for closes in [false, true] {
-        let mut client = Client::new();
+        let mut client = Client::after_kill();
         client.open_disks();
-        client.mirrored();
-        client.finish("job-cancel");
-        client.reopen_disks();
         client.guest_writes(5);
         if closes {
             // Nodes that are opened anew know nothing of it.
@@ -95,39 +121,14 @@ fn a_source_that_was_written_without_the_log_differs_everywhere() {
     }
 }
 
-/// By a process that is killed then; the next one finds an empty file in place of the log.
+/// The second half of the target is zeros.
 #[test]
-fn a_log_is_emptied_before_others_write_to_the_target() {
-    let mut client = Client::new();
+fn a_disk_that_was_cut_differs_everywhere() {
+    let mut client = Client::after_kill();
     client.open_disks();
-    client.mirrored();
-    client.finish("job-cancel");
-    let len = |client: &Client| fs::metadata(client.path("log")).unwrap().len();
-    assert!(len(&client) > 0);
-    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("t").unwrap().tap);
-    tap.write_at(&[1], 0, WriteFlags::NONE).unwrap();
-    assert_eq!(len(&client), 0);
-    // The source is closed when it happens.
-    client.mirrored();
-    client.finish("job-cancel");
-    client.run("blockdev-del", json!({"node-name": "s"}));
-    assert!(len(&client) > 0);
-    tap.write_at(&[1], 0, WriteFlags::NONE).unwrap();
-    assert_eq!(len(&client), 0);
-}
-
-/// An emptied log is no new one: the target has been written.
-#[test]
-fn what_is_promised_of_the_target_is_not_believed_with_an_empty_log() {
-    let mut client = Client::new();
-    fs::write(client.path("s"), vec![0; LEN as usize]).unwrap();
-    fs::write(client.path("t"), vec![5; LEN as usize]).unwrap();
-    fs::write(client.path("log"), []).unwrap();
-    client.open_disks();
-    let mut args = client.args();
-    args["target-is-zero"] = json!(true);
-    client.run("blockdev-mirror", args);
-    client.wait("BLOCK_JOB_READY");
+    client.run("block_resize", json!({"node-name": "t", "size": LEN / 2}));
+    client.run("block_resize", json!({"node-name": "t", "size": LEN}));
+    assert_eq!(client.mirrored(), LEN);
     assert!(client.is_equal());
 }
 
@@ -141,28 +142,16 @@ fn an_image_that_is_made_in_the_target_is_another_target() {
         let file = json!({"driver": "file", "filename": source});
         client.run("blockdev-add", json!({"driver": "raw", "node-name": "s", "file": file}));
         client.run("blockdev-add", json!({"driver": "file", "node-name": "i", "filename": image}));
-        let made = json!({"driver": "qcow2", "file": "i", "size": LEN});
-        client.run("blockdev-create", json!({"job-id": "c", "options": made}));
-        client.wait_for_status("concluded");
-        client.run("job-dismiss", json!({"id": "c"}));
+        client.concluded(json!({"driver": "qcow2", "file": "i", "size": LEN}));
         client.run("blockdev-add", json!({"driver": "qcow2", "node-name": "t", "file": "i"}));
         assert_eq!(client.mirrored(), LEN);
-        client.finish("job-cancel");
-        for node in ["s", "t", "i"] {
-            client.run("blockdev-del", json!({"node-name": node}));
-        }
+        client = client.killed();
     }
 }
 
 #[test]
 fn a_file_that_was_made_anew_is_another_one() {
-    let mut client = Client::new();
-    client.open_disks();
-    client.mirrored();
-    client.finish("job-cancel");
-    for node in ["s", "t"] {
-        client.run("blockdev-del", json!({"node-name": node}));
-    }
+    let mut client = Client::after_kill();
     fs::remove_file(client.path("t")).unwrap();
     client.open_disks();
     let args = client.args();
@@ -170,9 +159,28 @@ fn a_file_that_was_made_anew_is_another_one() {
     assert!(text.ends_with("it is the log of another mirror (target)"), "{text}");
 }
 
-/// The target is written without the log.
+/// From then on the disks are written without it.
 #[test]
-fn a_mirror_without_the_log_to_its_target_empties_it() {
+fn the_log_of_a_job_that_is_over_is_refused() {
+    for command in ["job-cancel", "block-job-cancel", "job-complete"] {
+        let mut client = Client::new();
+        client.open_disks();
+        client.mirrored();
+        client.finish(command);
+        if command != "job-complete" {
+            client.refuses_ended();
+            client.run("block_resize", json!({"node-name": "s", "size": LEN}));
+        }
+        client.reopen_disks();
+        client.refuses_ended();
+        fs::remove_file(client.path("log")).unwrap();
+        assert_eq!(client.mirrored(), LEN);
+    }
+}
+
+/// What the guest has written to the target since would be lost.
+#[test]
+fn a_log_is_refused_after_the_pivot_of_another_job() {
     let mut client = Client::new();
     client.open_disks();
     client.mirrored();
@@ -180,45 +188,29 @@ fn a_mirror_without_the_log_to_its_target_empties_it() {
     client.guest_writes(2);
     client.run("blockdev-mirror", json!({"job-id": "m", "device": "s", "target": "t", "sync": "full"}));
     client.wait("BLOCK_JOB_READY");
-    assert_eq!(fs::metadata(client.path("log")).unwrap().len(), 0);
     client.finish("job-complete");
+    client.reopen_disks();
+    client.refuses_ended();
 }
 
+/// A log was emptied because it could not be written: no new one.
 #[test]
-fn a_target_that_others_have_written_differs_everywhere() {
+fn a_log_without_contents_is_refused() {
     let mut client = Client::new();
     client.open_disks();
-    client.mirrored();
-    client.finish("job-cancel");
-    let tap = Arc::clone(&client.daemon.services.context.graph.lock().find("t").unwrap().tap);
-    tap.write_at(&[1], 0, WriteFlags::NONE).unwrap();
-    assert_eq!(client.mirrored(), LEN);
-    assert!(client.is_equal());
-}
-
-#[test]
-fn after_a_pivot_the_log_is_refused() {
-    let mut client = Client::new();
-    client.open_disks();
-    client.mirrored();
-    client.finish("job-complete");
-    for node in ["s", "t"] {
-        client.run("blockdev-del", json!({"node-name": node}));
+    for contents in [&b""[..], b"BMCKPT\r\n"] {
+        fs::write(client.path("log"), contents).unwrap();
+        let args = client.args();
+        let text = client.refused("blockdev-mirror", args);
+        assert!(text.contains("it was given up, or never begun"), "{text}");
+        assert_eq!(fs::read(client.path("log")).unwrap(), contents);
     }
-    client.open_disks();
-    let args = client.args();
-    let text = client.refused("blockdev-mirror", args);
-    assert!(text.contains("which is newer than the source now"), "{text}");
-    fs::remove_file(client.path("log")).unwrap();
-    assert_eq!(client.mirrored(), LEN);
 }
 
 #[test]
 fn a_log_is_of_one_source_and_one_target() {
-    let mut client = Client::new();
+    let mut client = Client::after_kill();
     client.open_disks();
-    client.mirrored();
-    client.finish("job-cancel");
     fs::write(client.path("u"), vec![0; LEN as usize]).unwrap();
     let file = json!({"driver": "file", "filename": client.path("u")});
     client.run("blockdev-add", json!({"driver": "raw", "node-name": "u", "file": file}));
@@ -226,19 +218,20 @@ fn a_log_is_of_one_source_and_one_target() {
     other["target"] = json!("u");
     let shown = client.path("log").display().to_string();
     let wanted = format!("Cannot use the log '{shown}': it is the log of another mirror (target)");
-    assert_eq!(client.refused("blockdev-mirror", other.clone()), wanted);
-    // Read from the file, too.
-    client.run("blockdev-del", json!({"node-name": "s"}));
-    let file = json!({"driver": "file", "filename": client.path("s")});
-    client.run("blockdev-add", json!({"driver": "raw", "node-name": "s", "file": file}));
     assert_eq!(client.refused("blockdev-mirror", other), wanted);
-    // The target was written since it was opened: that it was by a mirror with the log went with the source.
+    // It is left as it was.
+    assert_eq!(client.mirrored(), MIB);
+}
+
+/// It has started no mirror, and all is marked.
+#[test]
+fn a_log_can_be_used_after_a_transaction_that_failed() {
+    let mut client = Client::new();
+    client.open_disks();
+    let actions = json!([{"type": "blockdev-mirror", "data": client.args()}, {"type": "abort", "data": {}}]);
+    client.refused("transaction", json!({"actions": actions}));
     assert_eq!(client.mirrored(), LEN);
-    client.finish("job-cancel");
-    let mut second = client.args();
-    second["x-log"] = json!(client.path("second"));
-    let text = client.refused("blockdev-mirror", second);
-    assert_eq!(text, format!("s has the log {shown}"));
+    assert!(client.is_equal());
 }
 
 #[test]
@@ -291,45 +284,5 @@ fn flushes_are_not_turned_off_under_a_log() {
     client.mirrored();
     assert_eq!(reopen(&mut client).unwrap_err(), "Cannot change the option 'cache.no-flush'");
     client.finish("job-cancel");
-    assert_eq!(reopen(&mut client).unwrap_err(), "Cannot change the option 'cache.no-flush'");
-}
-
-/// The log would not see it.
-#[test]
-fn a_source_that_a_job_fills_loses_its_log() {
-    let mut client = Client::new();
-    client.open_disks();
-    client.mirrored();
-    client.finish("job-cancel");
-    assert!(fs::metadata(client.path("log")).unwrap().len() > 0);
-    fs::write(client.path("u"), vec![5; LEN as usize]).unwrap();
-    let file = json!({"driver": "file", "filename": client.path("u")});
-    client.run("blockdev-add", json!({"driver": "raw", "node-name": "u", "file": file}));
-    client.run("blockdev-mirror", json!({"job-id": "m", "device": "u", "target": "s", "sync": "full"}));
-    client.wait("BLOCK_JOB_READY");
-    assert_eq!(fs::metadata(client.path("log")).unwrap().len(), 0);
-    client.finish("job-cancel");
-    assert_eq!(client.mirrored(), LEN);
-    assert!(client.is_equal());
-}
-
-#[test]
-fn a_disk_with_a_log_keeps_its_length() {
-    let mut client = Client::new();
-    client.open_disks();
-    client.mirrored();
-    client.finish("job-cancel");
-    let text = client.refused("block_resize", json!({"node-name": "s", "size": 2 * LEN}));
-    assert!(text.contains("has the log"), "{text}");
-}
-
-/// A transaction that fails has started no mirror; the log stays with the source, and is used by the next.
-#[test]
-fn a_log_can_be_used_after_a_transaction_that_failed() {
-    let mut client = Client::new();
-    client.open_disks();
-    let actions = json!([{"type": "blockdev-mirror", "data": client.args()}, {"type": "abort", "data": {}}]);
-    client.refused("transaction", json!({"actions": actions}));
-    assert_eq!(client.mirrored(), LEN);
-    assert!(client.is_equal());
+    reopen(&mut client).unwrap();
 }

@@ -1,5 +1,6 @@
 //! What passes between the core and a worker: actions out, results back.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
@@ -117,6 +118,8 @@ pub(crate) enum Done {
     Flushed,
     /// The last step was performed.
     Ended,
+    /// The job is to end without it, or was to: the log has failed.
+    LogNotEnded(Arc<block::Error>),
 }
 
 /// What a clone has done: what lies before `end` is cloned, but for `rest`, which has to be copied.

@@ -1,6 +1,5 @@
 //! Completion of an operation: each owner gets its part of the result.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
@@ -37,15 +36,14 @@ impl Core {
         self.conclude_if_idle();
     }
 
-    /// The last step was performed, or not: then the guest stays on the source.
+    /// The last step was performed. If the log could not be ended, the job fails, and a pivot was not
+    /// performed.
     fn end_performed(&mut self, result: Result<Done, Failure>) {
-        match result {
-            Err(failure) if !self.lifecycle.is_aborting() => {
-                self.lifecycle.end_failed(Error::Log(Arc::new(failure.error)), &mut self.outbox);
-                self.conclude_if_idle();
-            }
-            _ => self.lifecycle.ended(&self.config, &mut self.outbox),
+        let Self { lifecycle, outbox, .. } = self;
+        if let Ok(Done::LogNotEnded(why)) = result {
+            lifecycle.fail(Error::Log(why), outbox);
         }
+        lifecycle.ended(&self.config, outbox);
     }
 
     fn succeeded(&mut self, now: Duration, op: InFlight, done: Done) {

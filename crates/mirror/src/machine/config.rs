@@ -62,7 +62,9 @@ pub(crate) struct Config {
     pub(crate) only: Option<DirtyBitmap>,
     /// After a failure the bitmap that says what to copy is cut to what is left.
     pub(crate) cut_bitmap: bool,
-    /// Before that, one flush of the target may take so long; zero is no flush.
+    /// There is a log, which ends with the job.
+    pub(crate) log: bool,
+    /// Before the bitmap is cut, one flush of the target may take so long; zero is no flush.
     pub(crate) final_flush_timeout: Duration,
 }
 
@@ -97,6 +99,7 @@ impl Config {
             checkpoint_interval: None,
             only: options.only.clone(),
             cut_bitmap: matches!(&options.bitmap, Some((_, BitmapMode::Always))),
+            log: false,
             final_flush_timeout: options.final_flush_timeout,
         }
     }
@@ -113,6 +116,7 @@ impl Config {
     /// The detail is no granularity of a bitmap.
     pub(crate) fn with_log(self, marked: &[ByteRange], interval: u64) -> Result<Self, GranularityError> {
         let mut config = self.with_checkpoints(interval);
+        config.log = true;
         let is_whole = |range: &ByteRange| range.start() == 0 && range.end() >= config.len;
         if !marked.iter().any(is_whole) {
             let unit = config.detail;

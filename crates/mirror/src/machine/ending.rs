@@ -154,7 +154,8 @@ impl Core {
             return Next::Finished;
         }
         self.leave_guest_writes();
-        match self.durability.begin_final_flush(self.clock, self.config.final_flush_timeout) {
+        let timeout = self.config.final_flush_timeout;
+        match self.config.cut_bitmap && self.durability.begin_final_flush(self.clock, timeout) {
             true => self.begin(Work::Flush, 0),
             false => self.begin(Work::End(Ending::Fail), 0),
         }

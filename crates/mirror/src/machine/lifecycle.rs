@@ -60,7 +60,8 @@ pub(super) struct Lifecycle {
     finalizing: bool,
     /// The last step is in flight.
     end_in_flight: bool,
-    /// The last step of an aborted job, which cuts the bitmap that says what to copy, was not taken yet.
+    /// The last step of an aborted job, which cuts the bitmap that says what to copy, and ends the log, was
+    /// not taken yet.
     cut_pending: bool,
     quiesce: Quiesce,
     /// The job ends together with others.
@@ -79,7 +80,7 @@ impl Lifecycle {
             ending: None,
             finalizing: false,
             end_in_flight: false,
-            cut_pending: config.cut_bitmap,
+            cut_pending: config.cut_bitmap || config.log,
             quiesce: Quiesce::default(),
             membership: None,
         };
@@ -293,12 +294,6 @@ impl Lifecycle {
         self.conclude(config, outbox);
     }
 
-    /// The last step could not be performed, and nothing has changed.
-    pub(super) fn end_failed(&mut self, error: Error, outbox: &mut Outbox) {
-        self.end_in_flight = false;
-        self.fail(error, outbox);
-    }
-
     /// Aborts the job with `error`, which replaces one that it was aborting with.
     pub(super) fn fail(&mut self, error: Error, outbox: &mut Outbox) {
         self.note_failure(&error);
@@ -318,12 +313,12 @@ impl Lifecycle {
         true
     }
 
-    /// An aborted job leaves the bitmap that says what to copy as it is.
+    /// An aborted job leaves the bitmap that says what to copy as it is, and the log.
     pub(super) fn forget_cut(&mut self) {
         self.cut_pending = false;
     }
 
-    /// Whether an aborted job has to cut the bitmap that says what to copy.
+    /// Whether an aborted job has to take its last step.
     pub(super) fn is_cut_pending(&self) -> bool {
         self.cut_pending
     }

@@ -220,13 +220,14 @@ impl WriteLog {
                 error!(log = name, %error, "the log of a live job failed; it is invalid");
                 error
             }
-            Err(second) => {
-                error!(log = name, %error, %second, "the log of a live job failed; it must be removed");
-                error.because(format!(
-                    "remove the log: it does not hold any more, and says otherwise: {second}"
-                ))
-            }
+            Err(second) => self.still_believed(error, &second),
         }
+    }
+
+    /// The log says something yet that does not hold, because of `error` and `second`. The error to report.
+    fn still_believed(&self, error: block::Error, second: &block::Error) -> block::Error {
+        error!(log = self.log.name(), %error, %second, "the log of a live job must be removed");
+        error.because(format!("remove the log: it does not hold any more, and says otherwise: {second}"))
     }
 
     /// A job begins that copies every marked region: the ranges.
@@ -278,36 +279,52 @@ impl WriteLog {
     /// off.
     ///
     /// # Errors
-    /// It does not say so; it is off and invalid all the same.
-    pub(crate) fn end(&self) -> block::Result<()> {
+    /// It does not say so, now or because it has failed before; it is off and invalid all the same.
+    pub(crate) fn end(&self) -> Result<(), Arc<block::Error>> {
         self.turn_off(|| {
             let result = self.call("end", || self.log.end());
             result.map_err(|error| self.invalidate(error))
         })
     }
 
+    /// The job is over, and nothing will be marked any more: the log has ended, or says nothing any more,
+    /// durably before this returns, and is off.
+    ///
+    /// # Errors
+    /// It is believed yet, or has failed before.
+    pub(crate) fn close(&self) -> Result<(), Arc<block::Error>> {
+        self.turn_off(|| {
+            let Err(error) = self.call("end", || self.log.end()) else { return Ok(()) };
+            let invalid = self.call("invalidate", || self.log.invalidate());
+            invalid.map_err(|second| self.still_believed(error, &second))
+        })
+    }
+
     /// One of the disks is about to be written past the log: the log says nothing any more, durably, before
-    /// this returns, and is off.
+    /// this returns, and is off. A job that has it fails.
     pub(crate) fn give_up(&self) {
-        let result = self.turn_off(|| self.call("invalidate", || self.log.invalidate()));
-        if let Err(error) = result {
-            error!(log = self.log.name(), %error, "the log of a live job is outdated; it must be removed");
-        }
+        let _why = self.turn_off(|| {
+            let why = block::Error::new(block::ErrorKind::Poisoned, "use log").in_file(self.log.name());
+            Err(match self.call("invalidate", || self.log.invalidate()) {
+                Ok(()) => why.because("one of its disks is written without it"),
+                Err(second) => self.still_believed(why, &second),
+            })
+        });
     }
 
     /// Performs the `last` operation of the log, and turns it off.
-    fn turn_off(&self, last: impl FnOnce() -> block::Result<()>) -> block::Result<()> {
+    fn turn_off(&self, last: impl FnOnce() -> block::Result<()>) -> Result<(), Arc<block::Error>> {
         let mut state = self.state.lock();
         while state.is_busy() {
             state = self.changed.wait(state);
         }
-        if !matches!(state.power, Power::On) {
-            return Ok(());
+        if let Power::Off(why) = &state.power {
+            return why.clone().map_or(Ok(()), Err);
         }
         state.power = Power::Ending;
         drop(state);
-        let result = last();
-        self.state.lock().power = Power::Off(None);
+        let result = last().map_err(Arc::new);
+        self.state.lock().power = Power::Off(result.as_ref().err().cloned());
         self.changed.notify_all();
         result
     }
@@ -325,7 +342,9 @@ impl State {
         }
         let beyond = self.short_since.is_some_and(|since| since.elapsed() >= ROOM_TIMEOUT);
         let update = self.regions.next_update(beyond);
-        if update.as_ref().is_some_and(|update| !update.clear.is_empty()) {
+        // Writes that still wait have waited since then.
+        let clears = update.as_ref().is_some_and(|update| !update.clear.is_empty());
+        if clears && !self.regions.lacks_room() {
             self.short_since = None;
         }
         if self.regions.lacks_room() {

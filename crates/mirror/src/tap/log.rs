@@ -1,7 +1,8 @@
 //! The log of a tap: guest writes are marked in it before they begin, whether or not a job is attached.
 //!
-//! A job brings it ([`LiveLog`]); it stays when the job is over, because what is written from then on is in
-//! the source alone. It goes with the tap, with a pivot, or when it fails.
+//! A job brings it ([`LiveLog`]), and it has ended before the job is over. Only where the process is about to
+//! end ([`MirrorControl::keep_log`](crate::MirrorControl::keep_log)) it stays, and goes with the tap: what is
+//! written meanwhile is in the source alone.
 //!
 //! Must hold: a write that begins while there is a log is inside of marked regions from before that until the
 //! job and the bitmaps know that it has ended.
@@ -14,6 +15,7 @@ use blockmirror_block::{self as block, BlockDevice, ByteRange};
 use super::drain::given_up;
 use super::{State, Tap, WriteObserver};
 use crate::error::Error;
+use crate::machine::Ending;
 use crate::region_log::{Entry, LiveLog, LogPin, WriteLog};
 
 /// How long a log that is attached waits for the writes under way.
@@ -28,14 +30,13 @@ pub(super) enum Entered {
 }
 
 impl Tap {
-    /// The log of the tap; attaches that of `live` if there is none. Whether the target holds what an earlier
-    /// job has written.
+    /// Attaches the log of `live`. Whether the target holds what an earlier job has written.
     ///
     /// # Errors
-    /// There is another log, this one refuses, or a write under way does not end.
+    /// There is a log, this one refuses, or a write under way does not end.
     pub(crate) fn attach_log(self: &Arc<Self>, live: &LiveLog) -> Result<(Arc<WriteLog>, bool), Error> {
         if let Some(present) = self.write_log() {
-            return self.same_log(present, live);
+            return Err(self.has_log(&present));
         }
         let Some(drained) = self.drain_for(ATTACH_TIMEOUT) else {
             return Err(Error::WriteHangs { disk: self.title() });
@@ -54,16 +55,13 @@ impl Tap {
         drop(drained);
         match present {
             // Another caller was first.
-            Some(present) => self.same_log(present, live),
+            Some(present) => Err(self.has_log(&present)),
             None => Ok((log, start.resumed)),
         }
     }
 
-    fn same_log(&self, present: Arc<WriteLog>, live: &LiveLog) -> Result<(Arc<WriteLog>, bool), Error> {
-        if Arc::ptr_eq(present.log(), &live.log) {
-            return Ok((present, true));
-        }
-        Err(Error::LogAttached { disk: self.title(), log: present.log().name().to_owned() })
+    fn has_log(&self, present: &WriteLog) -> Error {
+        Error::LogAttached { disk: self.title(), log: present.log().name().to_owned() }
     }
 
     /// The log that guest writes are marked in, if there is one.
@@ -72,20 +70,33 @@ impl Tap {
     }
 
     /// The disk below is about to be written past the tap: a log that it has is invalidated, and removed from
-    /// it. Does I/O if there is one.
+    /// it; a job that has it fails. Does I/O if there is one.
     pub fn give_up_log(&self) {
         if let Some(log) = self.write_log() {
             log.give_up();
-            self.drop_log(&log);
         }
     }
 
-    /// The tap is about to move to another disk: a log that it has ends, durably, and is off.
+    /// A job is about to end: a log that the tap has ends, durably, and is off.
     ///
     /// # Errors
-    /// It does not say so; it is off and invalid all the same.
-    pub(crate) fn end_log(&self) -> block::Result<()> {
-        self.write_log().map_or(Ok(()), |log| log.end())
+    /// Before a pivot: the log does not say so. Else: it is believed yet, or has failed before.
+    pub(crate) fn end_log(&self, ending: Ending) -> Result<(), Arc<block::Error>> {
+        let Some(log) = self.state.lock().log.clone() else { return Ok(()) };
+        match ending {
+            Ending::Pivot => log.end(),
+            Ending::Keep | Ending::Fail => log.close(),
+        }
+    }
+
+    /// No job has the log any more that the tap may have: it ends, and is closed.
+    ///
+    /// # Errors
+    /// As for [`end_log`](Self::end_log).
+    pub(crate) fn close_log(&self) -> Result<(), Arc<block::Error>> {
+        let ended = self.end_log(Ending::Fail);
+        self.log_name();
+        ended
     }
 
     /// The name of the tap's log, if there is one. One that has ended or failed is closed.
@@ -121,10 +132,12 @@ impl Tap {
             Entry::Wait if may_wait => Err(given_up(operation, range)),
             Entry::Wait => Ok(Entered::Wait),
             Entry::Off(why) => {
-                if let Some((job, why)) = job.zip(why) {
-                    job.log_failed(why);
+                match (job, why) {
+                    // Its last step has to find the log.
+                    (Some(job), Some(why)) => job.log_failed(why),
+                    (Some(_), None) => {}
+                    (None, _) => self.drop_log(&log),
                 }
-                self.drop_log(&log);
                 Ok(Entered::Go(None))
             }
         }
