@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -121,14 +122,20 @@ fn written(child: &Child) -> u64 {
     line.and_then(|bytes| bytes.parse().ok()).unwrap_or(0)
 }
 
+/// Whether the checkpoint has a header: its length, and what begins one, come first.
+fn has_begun(log: &Path) -> bool {
+    let log = fs::read(log).unwrap_or_default();
+    [8, 4096 + 8].iter().any(|version| log.get(*version..version + 4).is_some_and(|bytes| bytes != [0; 4]))
+}
+
 /// A copy that is killed after `first`, and perhaps while it goes on after `second`; then it goes on to its
 /// end.
 fn survives(cell: Cell, first: Duration, second: Option<Duration>) {
     let Some(copy) = Copy::new(cell) else { return };
     let log = || fs::metadata(copy.place.path("log")).map_or(0, |meta| meta.len());
     let mut before = copy.killed(first);
-    // Without one its temporary file leads nowhere.
-    let has_log = log() >= 4096;
+    // Without one its temporary file is left behind.
+    let has_log = has_begun(&copy.place.path("log"));
     if let Some(second) = second.filter(|_| before.is_some()) {
         // What both have written is more than what either had to.
         before = copy.killed(second).map(|_| 0);
