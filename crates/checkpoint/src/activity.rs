@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::header::{Header, KIND_LIVE};
 use crate::identity::{Identity, MAX_IDENTITY};
 use crate::log::random;
+use crate::marked;
 use crate::record::{self, HEAD, MARKS, RUN, SNAPSHOT};
 
 /// Runs of regions that are not marked any more.
@@ -170,9 +171,7 @@ impl ActivityLog {
 
     /// The marked bytes of the disks, in order.
     pub fn marked(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        let (region, len) = (self.header.region, self.header.len);
-        runs(&self.regions)
-            .map(move |run| ByteRange::new(run.start * region, run.end.saturating_mul(region).min(len)))
+        marked::bytes(&self.header, &self.regions)
     }
 
     /// Whether it has [ended](Self::end).
@@ -199,7 +198,8 @@ impl ActivityLog {
             |run: &Range<u64>| self.regions.count_in(run.clone()) < run.end.saturating_sub(run.start);
         let marks = mark.iter().map(|run| run.start..run.end.min(count));
         let marks: Vec<_> = marks.filter(|run| run.start < run.end && is_new(run)).collect();
-        let clears: Vec<_> = runs(&clears).filter(|run| self.regions.count_in(run.clone()) > 0).collect();
+        let clears: Vec<_> =
+            marked::runs(&clears).filter(|run| self.regions.count_in(run.clone()) > 0).collect();
         if marks.is_empty() && clears.is_empty() {
             return Ok(());
         }
@@ -293,16 +293,6 @@ impl ActivityLog {
         (self.used, self.sequence) = (snapshot.len() as u64, 1);
         Ok(())
     }
-}
-
-/// The runs of marked regions, in order.
-fn runs(regions: &ChunkBitmap) -> impl Iterator<Item = Range<u64>> + '_ {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        let run = regions.next_run(at)?;
-        at = run.end;
-        Some(run)
-    })
 }
 
 /// Marks `run`, or clears it.

@@ -51,6 +51,7 @@ mod error;
 mod header;
 mod identity;
 mod log;
+mod marked;
 mod record;
 
 pub use activity::ActivityLog;

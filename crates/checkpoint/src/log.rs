@@ -16,6 +16,7 @@ use crate::digests::{Digest, DigestTable};
 use crate::error::Error;
 use crate::header::{Header, KIND_COPY};
 use crate::identity::{Identity, MAX_IDENTITY};
+use crate::marked;
 use crate::record::{self, Replayed};
 
 /// A log of marked regions on a storage.
@@ -171,14 +172,7 @@ impl Checkpoint {
 
     /// The marked bytes of the disk, in order.
     pub fn marked(&self) -> impl Iterator<Item = ByteRange> + '_ {
-        let mut at = 0;
-        let runs = std::iter::from_fn(move || {
-            let run = self.regions.next_run(at)?;
-            at = run.end;
-            Some(run)
-        });
-        let (region, len) = (self.header.region, self.header.len);
-        runs.map(move |run| ByteRange::new(run.start * region, run.end.saturating_mul(region).min(len)))
+        marked::bytes(&self.header, &self.regions)
     }
 
     /// Whether each marked region has a digest.
