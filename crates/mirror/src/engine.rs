@@ -4,6 +4,7 @@
 //! given an action wakes one more waiting thread, or starts another (`workers`), so that as many are awake as
 //! there is work for.
 
+mod guests;
 mod log;
 mod observer;
 mod region_log;
@@ -22,7 +23,7 @@ use crate::batch::Batch;
 use crate::checkpoint::CheckpointSink;
 use crate::cow_target::CowTarget;
 use crate::error::Error;
-use crate::machine::MemberView;
+use crate::machine::{AdmissionView, MemberView};
 use crate::machine::{Core, Done, Ending, Next, Work};
 use crate::mover::{CopyPolicy, Mover};
 use crate::notify::Notify;
@@ -32,6 +33,7 @@ use crate::reflink::Clones;
 use crate::region_log::WriteLog;
 use crate::scan::TargetContent;
 use crate::tap::Tap;
+use crate::wakers::Wakers;
 use workers::Workers;
 pub(crate) use workers::most_by_default;
 
@@ -92,6 +94,8 @@ pub(crate) struct TapAttachment {
     pub(crate) notify: Option<Arc<Notify>>,
     /// The log that guest writes are marked in and the job clears; the tap's own.
     pub(crate) log: Weak<WriteLog>,
+    /// Those of callers of the tap that never wait.
+    pub(crate) wakers: Arc<Wakers>,
 }
 
 impl JobDisks {
@@ -141,6 +145,8 @@ struct State {
     aborting_since: Option<Duration>,
     /// The state last reported to the group.
     reported_view: Option<MemberView>,
+    /// What guest writes were woken for last.
+    reported_admission: Option<AdmissionView>,
 }
 
 /// The workers waiting at `work` that a change concerns. Guest writes are woken after each change.
@@ -178,6 +184,7 @@ impl Engine {
                 ended: None,
                 aborting_since: None,
                 reported_view: None,
+                reported_admission: None,
             }),
             work: Condvar::new(),
             concluded: Condvar::new(),
@@ -191,8 +198,16 @@ impl Engine {
         }
     }
 
-    /// Reads or changes the core, and wakes the threads that this concerns.
+    /// Reads or changes the core, and wakes the threads and callers that this concerns. Under no lock.
     pub(crate) fn with_core<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
+        let answer = self.with_core_locked(wake, f);
+        self.deliver();
+        answer
+    }
+
+    /// The same for a thread that has a lock of the tap or the group: it [delivers](Self::deliver) when it
+    /// has released that.
+    pub(crate) fn with_core_locked<R>(&self, wake: Wake, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
         self.change(&mut self.state.lock(), wake, f)
     }
 
@@ -383,6 +398,7 @@ impl Engine {
                     self.wake_waiters(&mut state);
                     let (others_wait, left) = (state.idle > 0, state.core.left());
                     drop(state);
+                    self.deliver();
                     if others_wait {
                         self.work.notify_one();
                     } else {
@@ -403,11 +419,13 @@ impl Engine {
                 }
                 Next::Wait(until) => {
                     self.wake_waiters(&mut state);
-                    state = self.wait_for_work(state, until);
+                    let (unlocked, changed) = self.deliver_unlocked(state);
+                    state = if changed { unlocked } else { self.wait_for_work(unlocked, until) };
                 }
                 Next::Finished => {
                     self.wake_waiters(&mut state);
                     drop(state);
+                    self.deliver();
                     if self.detach() {
                         self.log_end();
                     }
@@ -456,9 +474,7 @@ impl Engine {
 
     /// Wakes the threads that the core's last change concerns.
     fn wake_waiters(&self, state: &mut State) {
-        if state.guests_waiting > 0 {
-            self.guests.notify_all();
-        }
+        self.wake_guests(state);
         self.limit_log(&state.core);
         if state.core.has_events() {
             self.events.notify_all();

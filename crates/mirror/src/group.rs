@@ -232,24 +232,26 @@ impl Members for Shared {
     }
 
     fn with<R>(&self, index: usize, f: impl FnOnce(&mut Core, Duration) -> R) -> R {
-        self.controls[index].engine().with_core(Wake::All, f)
+        self.controls[index].engine().with_core_locked(Wake::All, f)
     }
 }
 
 impl Shared {
     fn run(&self) {
         loop {
-            let failing = {
+            let (failing, is_over) = {
                 let mut state = self.state.lock();
                 state.poll(self);
                 if state.has_events() || state.is_over() {
                     self.changed.notify_all();
                 }
-                if state.is_over() {
-                    return;
-                }
-                state.is_failing()
+                (state.is_failing(), state.is_over())
             };
+            // The members were changed under the lock of the group.
+            self.engines().for_each(Engine::deliver);
+            if is_over {
+                return;
+            }
             if failing {
                 // Calls that are blocked on a dead peer must come back, and more may be on their way to it.
                 self.engines().for_each(Engine::cancel_calls_if_aborting);

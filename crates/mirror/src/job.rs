@@ -423,7 +423,7 @@ impl PreparedJob {
         };
         let through = JobDisks::new(tap.device(), Arc::clone(target), options, granularity.bytes).through();
         let clones = Clones::checked(options, true, &*tap.device(), &*through)?;
-        let engine = tap.attach(bitmap, |AttachContext { session, source, bitmap }| {
+        let engine = tap.attach(bitmap, |AttachContext { session, source, bitmap, wakers }| {
             // The first look may have met a disk that is not there any more.
             check_distinct(&source, target)?;
             check_lengths(&*source, &**target, false)?;
@@ -445,7 +445,7 @@ impl PreparedJob {
             }
             let (tap, notify) = (Arc::downgrade(tap), notify.cloned());
             let log = log.as_ref().map_or_else(Weak::new, Arc::downgrade);
-            let attachment = TapAttachment { tap, session, renews_bitmap, notify, log };
+            let attachment = TapAttachment { tap, session, renews_bitmap, notify, log, wakers };
             let policy = CopyPolicy::new(options, geometry, ends.content(options));
             Ok(Arc::new(Engine::new(ends, policy, core, Some(attachment), None, clones)))
         })?;

@@ -6,7 +6,8 @@
 //! - [`GranularityChoice`] says how many bytes one bit of the dirty bitmap stands for, and why.
 //! - [`MirrorOptions`] is what a caller can ask for.
 //! - [`plan()`] says what a job would do, without doing it; [`plan_until`] can be stopped.
-//! - [`Tap`] stands in front of a disk that is written while it is copied.
+//! - [`Tap`] stands in front of a disk that is written while it is copied; [`GuestQueue`] is a caller of it
+//!   that never waits.
 //! - [`MirrorJob`] does it, on threads of its own; [`MirrorControl`] controls and observes it.
 //! - [`MirrorGroup`] does it to several disks that end at one instant.
 //!
@@ -64,6 +65,7 @@ mod scan;
 mod sim;
 mod state;
 mod tap;
+mod wakers;
 
 /// For development: the simulator, which runs the core of real jobs on a virtual clock.
 ///
@@ -101,4 +103,4 @@ pub use progress::{
 pub use reflink::check_shared;
 pub use region_log::{DEFAULT_ACTIVE_REGIONS, DEFAULT_LOG_INTERVAL, LiveLog, LogStart, RegionLog};
 pub use state::{JobState, Refused, Verb};
-pub use tap::{Begin, BitmapInfo, BitmapUse, Drained, MAX_BITMAPS, Tap, WriteTicket};
+pub use tap::{Begin, BitmapInfo, BitmapUse, Drained, GuestQueue, MAX_BITMAPS, Tap, WriteTicket};

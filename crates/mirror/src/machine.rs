@@ -54,6 +54,7 @@ use crate::progress::{Event, GivenUp, Operation, Progress};
 use crate::scan::Failure;
 use crate::state::JobState;
 pub(crate) use action::{Action, Cloned, Done, Ending, Moved, Next, Work};
+pub(crate) use admission::AdmissionView;
 use config::Config;
 use counters::Counters;
 use durability::Durability;

@@ -161,6 +161,12 @@ const SCENARIOS: &[Scenario] = &[
         weight: 1,
         schedule: targeted::tickets,
     },
+    Scenario {
+        name: "queues",
+        about: "callers that never wait: they sleep until they are woken, in all modes",
+        weight: 1,
+        schedule: targeted::queues,
+    },
 ];
 
 /// A broken invariant.
@@ -318,6 +324,15 @@ mod tests {
         let ends = tally("tickets", 0..1000);
         let reached = |end| ends.get(&end).copied().unwrap_or(0);
         assert!(reached(End::Cancelled) > 200 && reached(End::Pivoted) > 40, "{ends:?}");
+    }
+
+    /// Callers that never wait keep no job from ending, and none sleeps while it would be admitted.
+    #[test]
+    fn a_thousand_schedules_of_callers_that_never_wait_end() {
+        let ends = tally("queues", 0..1000);
+        let reached = |end| ends.get(&end).copied().unwrap_or(0);
+        assert!(reached(End::Pivoted) > 100 && reached(End::Kept) > 100, "{ends:?}");
+        assert!(reached(End::Cancelled) > 20 && reached(End::Failed) > 20, "{ends:?}");
     }
 
     #[test]

@@ -17,9 +17,11 @@
 mod bitmaps;
 pub(crate) mod discard;
 mod drain;
+mod enter;
 mod in_flight;
 mod log;
 mod observer;
+mod queue;
 mod ticket;
 
 use std::collections::BTreeMap;
@@ -35,15 +37,15 @@ use blockmirror_block::{
 use crate::error::Error;
 use crate::machine::{Admission, Ending};
 use crate::region_log::WriteLog;
+use crate::wakers::Wakers;
 use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
 use drain::given_up;
 use in_flight::InFlightCounters;
-use log::Entered;
 pub(crate) use observer::WriteObserver;
+pub use queue::GuestQueue;
 pub use ticket::{Begin, WriteTicket};
-use ticket::{EnteredWrite, OpenWrite, Route};
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
@@ -84,6 +86,8 @@ pub struct Tap {
     landed: Condvar,
     /// The drain has ended.
     resumed: Condvar,
+    /// Those of callers that never wait.
+    wakers: Arc<Wakers>,
 }
 
 /// Where the tap forwards to.
@@ -135,6 +139,8 @@ pub(crate) struct AttachContext<'a> {
     pub(crate) source: Arc<dyn BlockDevice>,
     /// The bitmap that says what to copy.
     pub(crate) bitmap: Option<&'a DirtyBitmap>,
+    /// Those of callers of the tap that never wait.
+    pub(crate) wakers: Arc<Wakers>,
 }
 
 impl Tap {
@@ -166,6 +172,7 @@ impl Tap {
             }),
             landed: Condvar::new(),
             resumed: Condvar::new(),
+            wakers: Arc::default(),
         })
     }
 
@@ -204,6 +211,7 @@ impl Tap {
         bitmap: Option<&str>,
         make: impl FnOnce(AttachContext<'_>) -> Result<Arc<J>, Error>,
     ) -> Result<Arc<J>, Error> {
+        let _deliver = self.wakers.deliver_at_end();
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.live_session().is_some() {
@@ -214,7 +222,8 @@ impl Tap {
             Some(name) => Some(&self.free_bitmap(state, name)?.map),
         };
         let session = state.next_session;
-        let job = make(AttachContext { session, source: self.device(), bitmap: seed })?;
+        let (source, wakers) = (self.device(), Arc::clone(&self.wakers));
+        let job = make(AttachContext { session, source, bitmap: seed, wakers })?;
         state.next_session += 1;
         let observer = Arc::clone(&job) as Arc<dyn WriteObserver>;
         state.session = Some(Session { id: session, observer, bitmap: bitmap.map(str::to_owned) });
@@ -228,6 +237,7 @@ impl Tap {
     pub(crate) fn end(&self, session: u64, ending: Ending, target: &Arc<dyn BlockDevice>) {
         // Dropped without the lock.
         let _log_that_is_off;
+        let _deliver = self.wakers.deliver_at_end();
         let mut state = self.state.lock();
         let state = &mut *state;
         let Some(current) = state.session.take_if(|current| current.id == session) else { return };
@@ -259,88 +269,6 @@ impl Tap {
         }
     }
 
-    /// Announces a write that waits for its admission.
-    fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<OpenWrite<&Self>> {
-        Ok(OpenWrite::new(self, range, self.enter_waiting(operation, range)?))
-    }
-
-    fn enter_waiting(&self, operation: &'static str, range: ByteRange) -> block::Result<EnteredWrite> {
-        loop {
-            if let Some(entered) = self.enter(operation, range, true)? {
-                return Ok(entered);
-            }
-        }
-    }
-
-    /// Counts a write and has it admitted. If it would have to wait: waits if it `may_wait`, else `None`.
-    fn enter(
-        &self,
-        operation: &'static str,
-        range: ByteRange,
-        may_wait: bool,
-    ) -> block::Result<Option<EnteredWrite>> {
-        loop {
-            if let Some(shard) = self.in_flight.begin() {
-                // While the write is counted the device below stays.
-                let below = self.below.load();
-                if let Err(error) = below.check_bounds(operation, range) {
-                    self.end_unobserved(shard, ByteRange::default());
-                    return Err(error);
-                }
-                return Ok(Some(EnteredWrite { below, route: Route::Unobserved(shard), pin: None }));
-            }
-            let (below, session, log) = {
-                let state = self.state.lock();
-                if state.drains > 0 && !may_wait {
-                    return Ok(None);
-                }
-                let mut state = self.wait_for_resume(state, operation, range)?;
-                if state.is_idle() {
-                    // There is no observer any more.
-                    continue;
-                }
-                let below = self.below.load();
-                below.check_bounds(operation, range)?;
-                state.writes += 1;
-                let session = state.session.as_ref();
-                let session = session.map(|session| (session.id, Arc::clone(&session.observer)));
-                (below, session, state.log.clone())
-            };
-            let job = session.as_ref().map(|(_, observer)| &**observer);
-            let pin = match self.enter_log(log, (operation, range), may_wait, job) {
-                Ok(Entered::Go(pin)) => pin,
-                refused => {
-                    self.end_write(ByteRange::default(), session.map(|(session, _)| session), |_| {});
-                    return refused.map(|_| None);
-                }
-            };
-            let Some((session, observer)) = session else {
-                return Ok(Some(EnteredWrite { below, route: Route::Observed, pin }));
-            };
-            let (id, admission) =
-                if may_wait { observer.begin_write(range) } else { observer.try_begin_write(range) };
-            let both = match admission {
-                Admission::SourceOnly => None,
-                Admission::SourceAndTarget => Some(observer),
-                Admission::Wait | Admission::JobEnded => {
-                    self.end_write(ByteRange::default(), Some(session), |_| {});
-                    if admission == Admission::Wait {
-                        return if may_wait { Err(given_up(operation, range)) } else { Ok(None) };
-                    }
-                    self.detach(session);
-                    continue;
-                }
-            };
-            return Ok(Some(EnteredWrite { below, route: Route::Admitted { session, id, both }, pin }));
-        }
-    }
-
-    fn ticket(&self, range: ByteRange, entered: EnteredWrite) -> WriteTicket {
-        #[expect(clippy::expect_used, reason = "a tap is only ever made inside an Arc, and `self` is alive")]
-        let tap = self.this.upgrade().expect("the tap is alive");
-        WriteTicket::new(OpenWrite::new(tap, range, entered))
-    }
-
     /// Performs a write that is counted in shard `index`: the same as [`begin`](Self::begin) and a
     /// ticket's end, without a ticket.
     fn write_unobserved(
@@ -363,6 +291,7 @@ impl Tap {
             return;
         }
         // An observer came meanwhile. Counting and notifying are one step for it.
+        let _deliver = self.wakers.deliver_at_end();
         let mut state = self.state.lock();
         self.in_flight.end_observed(index);
         state.notify(range, None, |_| {});
@@ -372,6 +301,7 @@ impl Tap {
     /// A write that began while there was an observer has finished; `own` notifies the job that admitted it,
     /// if that is still attached.
     fn end_write(&self, range: ByteRange, session: Option<u64>, own: impl FnOnce(&dyn WriteObserver)) {
+        let _deliver = self.wakers.deliver_at_end();
         let mut state = self.state.lock();
         state.writes -= 1;
         state.notify(range, session, own);
@@ -566,31 +496,5 @@ impl BlockDevice for Tap {
 
     fn cancel_in_flight(&self) {
         self.below.load().device.cancel_in_flight();
-    }
-}
-
-impl Tap {
-    /// Announces a guest write to `range`; waits for its admission. The caller writes to the ticket's
-    /// [`source`](WriteTicket::source) and [`target`](WriteTicket::target), then completes it.
-    ///
-    /// A thread that begins a write while it has others open may wait for another that waits for those: it
-    /// completes them first, or asks from another thread.
-    ///
-    /// # Errors
-    /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
-    pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteTicket> {
-        let entered = self.enter_waiting("write", range)?;
-        Ok(self.ticket(range, entered))
-    }
-
-    /// The same without waiting: [`Begin::Wait`] if the write would have to.
-    ///
-    /// # Errors
-    /// As [`begin_write`](Self::begin_write).
-    pub fn try_begin_write(&self, range: ByteRange) -> block::Result<Begin> {
-        Ok(match self.enter("write", range, false)? {
-            Some(entered) => Begin::Go(self.ticket(range, entered)),
-            None => Begin::Wait,
-        })
     }
 }

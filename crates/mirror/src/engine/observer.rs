@@ -15,9 +15,9 @@ impl Engine {
     /// Waits until `admit` says something else than [`Admission::Wait`], which is the answer to a caller that
     /// is cancelled. `time_left` says when to ask again, if [`Engine::wake_waiters`] does not wake
     /// the thread before.
-    fn wait_for_admission(
-        &self,
-        mut state: MutexGuard<'_, State>,
+    fn wait_for_admission<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
         admit: impl Fn(&mut Core) -> Admission,
         time_left: impl Fn(&Core) -> Option<Duration>,
     ) -> Admission {
@@ -28,12 +28,21 @@ impl Engine {
                     let overdue = state.core.overdue_at();
                     let overdue = overdue.map(|at| at.saturating_sub(self.started.elapsed()));
                     let timeout = overdue.or_else(|| time_left(&state.core));
+                    let (unlocked, changed) = self.deliver_unlocked(state);
+                    state = unlocked;
+                    if changed {
+                        continue;
+                    }
                     state.guests_waiting += 1;
                     state = cancel::wait(&self.guests, state, timeout);
                     state.guests_waiting -= 1;
                     self.resume_if_overdue(&mut state);
                 }
-                admission => return admission,
+                admission => {
+                    drop(state);
+                    self.deliver();
+                    return admission;
+                }
             }
         }
     }
@@ -53,14 +62,14 @@ impl WriteObserver for Engine {
     }
 
     fn expect_pre_attach_writes(&self, count: usize) {
-        self.with_core(Wake::None, |core, _| core.expect_pre_attach_writes(count));
+        self.with_core_locked(Wake::None, |core, _| core.expect_pre_attach_writes(count));
     }
 
     fn pre_attach_write_finished(&self, range: ByteRange) {
-        self.with_core(Wake::One, |core, _| core.pre_attach_write_finished(range));
+        self.with_core_locked(Wake::One, |core, _| core.pre_attach_write_finished(range));
     }
 
-    fn begin_write(&self, range: ByteRange) -> (u64, Admission) {
+    fn begin_write(&self, range: ByteRange) -> (u64, Admission, Option<Duration>) {
         let mut state = self.state.lock();
         self.advance_clock(&mut state, self.started.elapsed());
         let id = state.core.on_guest_write(range);
@@ -70,13 +79,19 @@ impl WriteObserver for Engine {
             // Others may have waited for this one.
             self.with_core(Wake::All, |core, _| core.forget_guest_write(id));
         }
-        (id, admission)
+        (id, admission, None)
     }
 
-    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission) {
+    /// Wakes no caller unless time has brought a change: those that are refused would wake each other for
+    /// ever.
+    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission, Option<Duration>) {
         let mut state = self.state.lock();
         self.resume_if_overdue(&mut state);
-        self.change(&mut state, Wake::One, |core, _| core.try_guest_write(range))
+        self.advance_clock(&mut state, self.started.elapsed());
+        let answer = state.core.try_guest_write(range);
+        drop(state);
+        self.deliver();
+        answer
     }
 
     fn write_would_wait(&self, range: ByteRange) -> bool {
@@ -91,6 +106,8 @@ impl WriteObserver for Engine {
         if state.core.flush_soon() {
             self.work.notify_all();
         }
+        drop(state);
+        self.deliver();
     }
 
     fn log_failed(&self, why: Arc<block::Error>) {
@@ -100,7 +117,10 @@ impl WriteObserver for Engine {
     fn write_reaches_target(&self, id: u64, writer: TargetWriter) -> Option<Arc<dyn BlockDevice>> {
         let mut state = self.state.lock();
         let granted = self.change(&mut state, Wake::None, |core, _| core.guest_at_target(id, writer));
-        state.target.clone().filter(|_| granted)
+        let target = state.target.clone().filter(|_| granted);
+        drop(state);
+        self.deliver();
+        target
     }
 
     fn target_calls(&self) -> CancelScope {
@@ -108,7 +128,7 @@ impl WriteObserver for Engine {
     }
 
     fn end_write(&self, id: u64, source_ok: bool, target: Option<block::Result<()>>) {
-        self.with_core(Wake::One, |core, _| core.guest_finished(id, source_ok, target));
+        self.with_core_locked(Wake::One, |core, _| core.guest_finished(id, source_ok, target));
     }
 
     fn begin_copy_up(&self) -> Admission {
@@ -116,11 +136,11 @@ impl WriteObserver for Engine {
     }
 
     fn end_copy_up(&self) {
-        self.with_core(Wake::One, |core, _| core.copy_up_finished());
+        self.with_core_locked(Wake::One, |core, _| core.copy_up_finished());
     }
 
     fn missing(&self) -> Vec<ByteRange> {
-        self.with_core(Wake::None, |core, _| core.missing())
+        self.with_core_locked(Wake::None, |core, _| core.missing())
     }
 
     fn renews_bitmap(&self) -> bool {

@@ -16,8 +16,24 @@ use std::time::Duration;
 
 use blockmirror_block::{self as block, ByteRange};
 
+use super::refused_polls::ASK_WITHIN;
 use super::{Admission, Core, TargetWriter};
 use crate::scan::Failure;
+
+/// What the admission of a write depends on. While it is unchanged a write that was refused would be refused
+/// again, until its latency budget is used up or the guest has been quiesced for too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AdmissionView {
+    concluded: bool,
+    quiesced: bool,
+    /// When a guest that is quiesced is resumed.
+    overdue_at: Option<Duration>,
+    through: bool,
+    /// The latency budget.
+    timeout: Option<Duration>,
+    /// Copies and zeroings, earlier writes and reservations that have ended.
+    releases: u64,
+}
 
 impl Core {
     /// A write to `range` wants to begin; its id.
@@ -73,15 +89,39 @@ impl Core {
     }
 
     /// A write to `range` wants to begin, and its caller does not wait; its id. One that would have to wait
-    /// is forgotten, but its latency budget goes on if the caller asks for the same range again.
-    pub(crate) fn try_guest_write(&mut self, range: ByteRange) -> (u64, Admission) {
+    /// is forgotten, but its latency budget goes on if the caller asks for the same range again: after the
+    /// time returned at the latest, unless the [view](Self::admission_view) changes before.
+    pub(crate) fn try_guest_write(&mut self, range: ByteRange) -> (u64, Admission, Option<Duration>) {
         let id = self.on_guest_write(range);
         self.guests.continue_poll(id, self.clock);
         let admission = self.guest_admit(id);
-        if admission == Admission::Wait {
-            self.guests.refuse_poll(id, self.clock);
+        if admission != Admission::Wait {
+            return (id, admission, None);
         }
-        (id, admission)
+        self.guests.refuse_poll(id, self.clock);
+        (id, admission, self.ask_again_in(range))
+    }
+
+    /// When time alone may admit a write to `range` that was refused.
+    fn ask_again_in(&self, range: ByteRange) -> Option<Duration> {
+        let overdue = self.overdue_at().map(|at| at.saturating_sub(self.clock));
+        let budget = self.admission_timeout().map(|timeout| {
+            let since = self.guests.refused_since(range).unwrap_or(self.clock);
+            timeout.saturating_sub(self.clock.saturating_sub(since)).min(ASK_WITHIN)
+        });
+        overdue.into_iter().chain(budget).min()
+    }
+
+    /// What the admission of a write depends on, but for its range and the time.
+    pub(crate) fn admission_view(&self) -> AdmissionView {
+        AdmissionView {
+            concluded: self.is_concluded(),
+            overdue_at: self.overdue_at(),
+            quiesced: self.lifecycle.is_quiesced(),
+            through: self.writes_through(),
+            timeout: self.admission_timeout(),
+            releases: self.guests.releases(),
+        }
     }
 
     /// The caller of the write `id` does not wait for its admission any more.

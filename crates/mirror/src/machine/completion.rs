@@ -15,6 +15,7 @@ impl Core {
     pub(crate) fn on_completion(&mut self, now: Duration, id: u64, result: Result<Done, Failure>) {
         self.on_timer(now);
         let Some(op) = self.work.finish(id) else { return };
+        self.guests.note_release();
         if !self.work.operations().moves_data() {
             self.pacing.job_idle(self.clock);
         }

@@ -103,6 +103,8 @@ pub(super) struct GuestWrites {
     /// Copies from the layers below into the source that are under way.
     copy_ups: usize,
     refused: RefusedPolls,
+    /// How often a write that waits may have been released.
+    releases: u64,
     /// When an aborting job stops waiting for tickets, once it has begun to.
     ticket_deadline: Option<Duration>,
 }
@@ -131,7 +133,19 @@ impl GuestWrites {
 
     /// Forgets a write that was not admitted.
     pub(super) fn forget(&mut self, id: u64) {
-        self.take(id);
+        if self.take(id).is_some() {
+            self.note_release();
+        }
+    }
+
+    /// What writes may wait for has ended. A write that is refused and forgotten at once kept none waiting.
+    pub(super) fn note_release(&mut self) {
+        self.releases = self.releases.wrapping_add(1);
+    }
+
+    /// How often that was.
+    pub(super) fn releases(&self) -> u64 {
+        self.releases
     }
 
     /// The caller of the write `id` does not wait: what writes to its range were refused counts as its wait.
@@ -147,6 +161,11 @@ impl GuestWrites {
         if let Some(write) = self.take(id) {
             self.refused.refuse(write.range, write.begun, now);
         }
+    }
+
+    /// Since when writes to `range` have been refused.
+    pub(super) fn refused_since(&self, range: ByteRange) -> Option<Duration> {
+        self.refused.since(range)
     }
 
     /// The wait of `id` counts from now on: waiting for the end is no delay that the latency budget is about.
@@ -210,6 +229,7 @@ impl GuestWrites {
 
     /// From now on the target does not get the writes that were admitted to both sides: their ranges.
     pub(super) fn leave_to_source(&mut self) -> Vec<ByteRange> {
+        self.note_release();
         let through = self.writes.iter_mut().filter(|write| write.stage == WriteStage::SourceAndTarget);
         through
             .map(|write| {
@@ -222,6 +242,7 @@ impl GuestWrites {
     /// Removes a write that has finished.
     pub(super) fn finish(&mut self, id: u64, now: Duration) -> Option<FinishedWrite> {
         let write = self.take(id)?;
+        self.note_release();
         Some(FinishedWrite {
             range: write.range,
             both: write.stage == WriteStage::SourceAndTarget,
@@ -283,7 +304,9 @@ impl GuestWrites {
     }
 
     pub(super) fn release_reservation(&mut self) {
-        self.reservation = None;
+        if self.reservation.take().is_some() {
+            self.note_release();
+        }
     }
 
     /// The first write that keeps an operation on `range` from beginning, in whole granules (`granules`

@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use blockmirror_block::ByteRange;
 
-/// Refusals that are remembered; the oldest is dropped first.
-const MAX_REFUSALS: usize = 64;
+/// Refusals that are remembered; the oldest is dropped first. As many as a device has requests in flight: of
+/// more writes than this, asked for in turn, none would ever have waited.
+const MAX_REFUSALS: usize = 1024;
 /// A caller that has not asked again for so long has given up.
 const EXPIRY: Duration = Duration::from_secs(1);
+/// A caller that has not given up asks again within this time.
+pub(super) const ASK_WITHIN: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Copy, Debug)]
 struct Refusal {
@@ -38,7 +41,12 @@ impl RefusedPolls {
         self.refusals.push(Refusal { range, since, last: now });
     }
 
-    /// Since when writes to `range` have been refused, if they have; forgets it.
+    /// Since when writes to `range` have been refused, if they have.
+    pub(super) fn since(&self, range: ByteRange) -> Option<Duration> {
+        self.refusals.iter().find(|refusal| refusal.range == range).map(|refusal| refusal.since)
+    }
+
+    /// The same; forgets it.
     pub(super) fn take(&mut self, range: ByteRange, now: Duration) -> Option<Duration> {
         let index = self.refusals.iter().position(|refusal| refusal.range == range)?;
         let refusal = self.refusals.remove(index);
@@ -74,10 +82,10 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let mut polls = RefusedPolls::default();
-        for at in 0..1000 {
+        for at in 0..2000 {
             polls.refuse(ByteRange::at(at * 512, 512), MS, MS);
         }
         assert_eq!(polls.refusals.len(), MAX_REFUSALS);
-        assert_eq!(polls.take(ByteRange::at(999 * 512, 512), MS), Some(MS));
+        assert_eq!(polls.take(ByteRange::at(1999 * 512, 512), MS), Some(MS));
     }
 }

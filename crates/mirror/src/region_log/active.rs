@@ -228,6 +228,14 @@ impl ActiveRegions {
         }
     }
 
+    /// The update was not performed. What it was to clear is part of the next one; writes ask anew.
+    pub(crate) fn given_back(&mut self, update: Update) {
+        self.clearing = None;
+        for regions in update.clear {
+            self.retired.set(regions);
+        }
+    }
+
     /// Whether a write waits for more than an update.
     pub(crate) fn lacks_room(&self) -> bool {
         !self.requests.is_empty()

@@ -16,7 +16,8 @@ use blockmirror_block::{self as block, ByteRange, cancel};
 use tracing::error;
 
 use super::active::{ActiveRegions, Moment, Update};
-use super::{LogStart, RegionLog};
+use super::{LiveLog, LogStart, RegionLog};
+use crate::wakers::Wakers;
 
 /// If writes wait for room, and none is made for so long, they go beyond the limit: the target may be slow,
 /// or not there.
@@ -36,6 +37,8 @@ pub(crate) struct WriteLog {
     changed: Condvar,
     /// What the limit was set to last, so that no lock is taken to set it again.
     limited: AtomicBool,
+    /// Those of callers that never wait: what `changed` is to the others.
+    wakers: Arc<Wakers>,
 }
 
 #[derive(Debug)]
@@ -63,8 +66,9 @@ pub(crate) enum Entry {
     Logged(LogPin),
     /// It may begin: there is no log any more, for this reason if it has failed.
     Off(Option<Arc<block::Error>>),
-    /// It would have to wait, or its caller is cancelled.
-    Wait,
+    /// It would have to wait, and asks again after this time if nothing wakes its caller before; or its
+    /// caller is cancelled.
+    Wait(Option<Duration>),
 }
 
 /// A write that is inside of its regions. Dropped when the job and the bitmaps know that it has ended.
@@ -82,11 +86,13 @@ impl Drop for LogPin {
 }
 
 impl WriteLog {
-    /// A log of a disk of `len` bytes that says `start`, with at most `most` active regions.
-    pub(crate) fn new(log: Arc<dyn RegionLog>, len: u64, start: &LogStart, most: usize) -> Arc<Self> {
-        let regions = ActiveRegions::new(len, log.region_size(), &start.marked, most);
+    /// The log of a disk of `len` bytes that says `start`. The `wakers` are those of the disk's tap.
+    pub(crate) fn new(live: &LiveLog, len: u64, start: &LogStart, wakers: Arc<Wakers>) -> Arc<Self> {
+        let log = Arc::clone(&live.log);
+        let regions = ActiveRegions::new(len, log.region_size(), &start.marked, live.active);
         Arc::new(Self {
             log,
+            wakers,
             state: Mutex::new(State { regions, power: Power::On, short_since: None }),
             changed: Condvar::new(),
             limited: AtomicBool::new(false),
@@ -132,7 +138,7 @@ impl WriteLog {
             }
             if cancel::is_cancelled() {
                 state.regions.forget(request);
-                return Entry::Wait;
+                return Entry::Wait(None);
             }
             let for_room = !state.is_busy();
             if for_room && !asked {
@@ -162,18 +168,27 @@ impl WriteLog {
         // One that is not part of the update asks anew.
         state.regions.forget(request);
         let short = state.regions.is_short_of_room();
+        let for_room = update.is_none() && !state.is_busy();
         drop(state);
         if short {
             flush_soon();
         }
-        if let Some(update) = update {
-            let (own, first) = (Arc::clone(self), update.clone());
-            let work = move || own.perform_all(first);
-            if thread::Builder::new().name("mirror log".into()).spawn(work).is_err() {
-                self.perform_all(update);
-            }
+        let given_back = update.is_some_and(|update| !self.perform_elsewhere(update));
+        Entry::Wait((for_room || given_back).then_some(ASK_AGAIN))
+    }
+
+    /// Has another thread perform an update. Whether there is one: if not, the update is given back, because
+    /// the caller does not wait.
+    fn perform_elsewhere(self: &Arc<Self>, update: Update) -> bool {
+        let (own, first) = (Arc::clone(self), update.clone());
+        let work = move || own.perform_all(first);
+        let started = thread::Builder::new().name("mirror log".into()).spawn(work).is_ok();
+        if !started {
+            self.state.lock().regions.given_back(update);
+            // Those whose regions were in it ask anew.
+            self.changed.notify_all();
         }
-        Entry::Wait
+        started
     }
 
     /// Performs an update, and others until there is none.
@@ -186,7 +201,7 @@ impl WriteLog {
         }
     }
 
-    /// Performs an update, without the lock.
+    /// Performs an update, without the lock, which is released once more at the end.
     fn perform<'a>(&'a self, state: MutexGuard<'a, State>, update: Update) -> MutexGuard<'a, State> {
         drop(state);
         // Others wait for it, too.
@@ -200,8 +215,16 @@ impl WriteLog {
         if let Some(error) = failed {
             state.power = Power::Off(Some(Arc::new(error)));
         }
+        self.wake_writes();
+        drop(state);
+        self.wakers.deliver();
+        self.state.lock()
+    }
+
+    /// Wakes the writes that wait, and the callers of those that were refused.
+    fn wake_writes(&self) {
         self.changed.notify_all();
-        state
+        self.wakers.raise();
     }
 
     /// Calls the log. One that panics has failed: those that wait for it must not hang.
@@ -239,7 +262,8 @@ impl WriteLog {
     pub(crate) fn set_limited(&self, limited: bool) {
         if self.limited.swap(limited, Ordering::Relaxed) != limited {
             self.state.lock().regions.set_limited(limited);
-            self.changed.notify_all();
+            // The caller has a lock, and delivers.
+            self.wake_writes();
         }
     }
 
@@ -269,7 +293,9 @@ impl WriteLog {
             } else if state.is_busy() {
                 state = self.changed.wait(state);
             } else {
-                self.changed.notify_all();
+                self.wake_writes();
+                drop(state);
+                self.wakers.deliver();
                 return Ok(());
             }
         }
@@ -325,7 +351,8 @@ impl WriteLog {
         drop(state);
         let result = last().map_err(Arc::new);
         self.state.lock().power = Power::Off(result.as_ref().err().cloned());
-        self.changed.notify_all();
+        self.wake_writes();
+        self.wakers.deliver();
         result
     }
 }

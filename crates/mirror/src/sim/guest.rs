@@ -7,7 +7,7 @@ use blockmirror_block::testing::{MemoryDisk, Rng};
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
 
 use super::workers::{unfailing, write, zero};
-use crate::machine::{Admission, TargetWriter};
+use crate::machine::{Admission, AdmissionView, Core, TargetWriter};
 use crate::tap::discard;
 
 /// The guest's workload.
@@ -25,6 +25,8 @@ pub(super) struct Workload {
     pub(super) only_data: bool,
     /// The writers hold tickets, and ask again where a write would wait.
     pub(super) tickets: bool,
+    /// They sleep until they are woken.
+    pub(super) sleeps: bool,
     /// One step in so many is the last of its write, which never ends; 0 for none.
     pub(super) leak_one_in: u64,
     /// One turn in so many begins a copy-up into the source; 0 for none.
@@ -40,6 +42,7 @@ impl Workload {
             longest: &[1, 512, 4096, 20_000],
             only_data: false,
             tickets: false,
+            sleeps: false,
             leak_one_in: 0,
             copy_up_one_in: 0,
         }
@@ -69,6 +72,36 @@ pub(super) struct Write {
     pub(super) target: Option<Option<block::Result<()>>>,
     /// Its next step is not taken before this.
     pub(super) not_before: Duration,
+    pub(super) asleep: Option<Sleep>,
+}
+
+/// A caller that was refused and does not ask: until the view of the core is another, or this time.
+#[derive(Debug)]
+pub(super) struct Sleep {
+    view: AdmissionView,
+    until: Option<Duration>,
+}
+
+/// Callers whose sleep is over ask again. The others would be refused: none sleeps beside an open door.
+pub(super) fn wake_callers(writes: &mut [Write], core: &Core, now: Duration) {
+    for write in writes {
+        if write.asleep.as_ref().is_some_and(|sleep| sleep.is_over(core, now)) {
+            write.asleep = None;
+        }
+        if write.asleep.is_some() {
+            assert!(core.guest_would_wait(write.range), "a caller sleeps on: {}", write.range);
+        }
+    }
+}
+
+impl Sleep {
+    pub(super) fn new(core: &Core, now: Duration, within: Option<Duration>) -> Self {
+        Self { view: core.admission_view(), until: within.map(|within| now + within) }
+    }
+
+    fn is_over(&self, core: &Core, now: Duration) -> bool {
+        core.admission_view() != self.view || self.until.is_some_and(|until| until <= now)
+    }
 }
 
 impl Write {
@@ -90,6 +123,7 @@ impl Write {
             source: None,
             target: None,
             not_before: Duration::ZERO,
+            asleep: None,
         }
     }
 

@@ -14,7 +14,7 @@ use blockmirror_block::ByteRange;
 use blockmirror_block::testing::Rng;
 
 use super::environment::{Environment, MODES, SPEEDS, contents, write_randomly};
-use super::guest::{Workload, Write};
+use super::guest::{Sleep, Workload, Write, wake_callers};
 use super::steps::Step;
 use super::workers::{Workers, moved_by, write};
 use super::{End, Trace};
@@ -277,7 +277,9 @@ impl Sim<'_> {
             return;
         }
         let now = self.now;
-        let due: Vec<usize> = (0..self.writes.len()).filter(|i| self.writes[*i].not_before <= now).collect();
+        wake_callers(&mut self.writes, &self.core, self.now);
+        let is_due = |write: &Write| write.not_before <= now && write.asleep.is_none();
+        let due: Vec<usize> = (0..self.writes.len()).filter(|i| is_due(&self.writes[*i])).collect();
         if due.is_empty() {
             return;
         }
@@ -350,7 +352,11 @@ impl Sim<'_> {
     fn ask_admission(&mut self, write: &mut Write) -> bool {
         if self.params.workload.tickets {
             self.resume_if_overdue();
-            (write.ticket, write.admission) = self.core.try_guest_write(write.range);
+            let within;
+            (write.ticket, write.admission, within) = self.core.try_guest_write(write.range);
+            if self.params.workload.sleeps && write.admission == Admission::Wait {
+                write.asleep = Some(Sleep::new(&self.core, self.now, within));
+            }
         } else {
             write.admission = self.core.guest_admit(write.ticket);
         }
@@ -519,6 +525,7 @@ impl Sim<'_> {
     }
 
     fn check_step(&mut self) {
+        wake_callers(&mut self.writes, &self.core, self.now);
         let progress = self.core.progress(self.now);
         self.trace.step(self.now, Step::Shows(&progress));
         assert!(progress.offset >= self.offset, "the offset goes back");

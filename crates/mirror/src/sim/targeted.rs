@@ -201,6 +201,27 @@ pub(super) fn tickets(seed: u64, trace: &mut Trace) -> End {
     live::run_params(rng, &params, trace)
 }
 
+/// Callers that never wait: what is refused sleeps until it is woken, or for the time that the answer gives.
+/// They keep no job from ending, in any mode.
+pub(super) fn queues(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::from_state(seed);
+    let mut params = ScenarioParams::random(&mut rng);
+    let config = &mut params.environment.config;
+    config.asked_budget =
+        rng.pick(&[None, None, Some(Duration::from_millis(20)), Some(Duration::from_secs(3))]);
+    let detail = config.detail;
+    params.workload.hot = match rng.below(2) {
+        0 => ByteRange::default(),
+        _ => ByteRange::new(0, config.len.min(rng.pick(&[2, 8]) * detail)),
+    };
+    params.workload.tickets = true;
+    params.workload.sleeps = true;
+    params.workload.writers = rng.pick(&[1, 8, 32]);
+    params.workload.begin_one_in = 2;
+    params.fatal = 40;
+    live::run_params(rng, &params, trace)
+}
+
 /// Writers that wait for each other and for the job, which keeps out of their way: one of them can always
 /// proceed.
 pub(super) fn crowd(seed: u64, trace: &mut Trace) -> End {

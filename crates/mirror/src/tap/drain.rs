@@ -78,11 +78,13 @@ impl Tap {
     }
 
     fn resume(&self) {
+        let _deliver = self.wakers.deliver_at_end();
         let mut state = self.state.lock();
         state.drains -= 1;
         if state.drains == 0 {
             self.update_observed(&state);
             self.resumed.notify_all();
+            self.wakers.raise();
         }
     }
 

@@ -25,8 +25,8 @@ const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) enum Entered {
     /// It may go on, and drops this when it has ended.
     Go(Option<LogPin>),
-    /// It would have to wait.
-    Wait,
+    /// It would have to wait, and asks again after this time if nothing wakes its caller before.
+    Wait(Option<Duration>),
 }
 
 impl Tap {
@@ -42,7 +42,7 @@ impl Tap {
             return Err(Error::WriteHangs { disk: self.title() });
         };
         let start = live.log.attach().map_err(|error| Error::Log(Arc::new(error)))?;
-        let log = WriteLog::new(Arc::clone(&live.log), self.len(), &start, live.active);
+        let log = WriteLog::new(live, self.len(), &start, Arc::clone(&self.wakers));
         let present = {
             let mut state = self.state.lock();
             let present = state.log.clone().filter(|log| log.is_on());
@@ -129,8 +129,8 @@ impl Tap {
         let entry = if may_wait { log.enter(range, flush_soon) } else { log.try_enter(range, flush_soon) };
         match entry {
             Entry::Logged(pin) => Ok(Entered::Go(Some(pin))),
-            Entry::Wait if may_wait => Err(given_up(operation, range)),
-            Entry::Wait => Ok(Entered::Wait),
+            Entry::Wait(_) if may_wait => Err(given_up(operation, range)),
+            Entry::Wait(within) => Ok(Entered::Wait(within)),
             Entry::Off(why) => {
                 match (job, why) {
                     // Its last step has to find the log.

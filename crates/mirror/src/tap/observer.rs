@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use blockmirror_block::cancel::CancelScope;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
@@ -10,7 +11,8 @@ use crate::machine::{Admission, TargetWriter};
 
 /// A job on a tap, which admits each guest write and is notified of its end.
 ///
-/// Called under the lock of the tap's state where it says so. Only `begin_write` and `begin_copy_up` wait.
+/// Called under the lock of the tap's state where it says so; there no waker is called, which the tap does
+/// when it has released the lock. Only `begin_write` and `begin_copy_up` wait.
 pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
     /// Whether the job is over. Under the lock.
     fn is_over(&self) -> bool;
@@ -23,11 +25,11 @@ pub(crate) trait WriteObserver: fmt::Debug + Send + Sync {
 
     /// Waits until a write to `range` is admitted, or the job is over; the write's id. If the caller is
     /// cancelled the write is forgotten ([`Admission::Wait`]).
-    fn begin_write(&self, range: ByteRange) -> (u64, Admission);
+    fn begin_write(&self, range: ByteRange) -> (u64, Admission, Option<Duration>);
 
     /// The same without waiting: a write that would have to is forgotten ([`Admission::Wait`]), but what it
-    /// has waited counts if the range is asked for again.
-    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission);
+    /// has waited counts if the range is asked for again: after the time returned, if nothing changes before.
+    fn try_begin_write(&self, range: ByteRange) -> (u64, Admission, Option<Duration>);
 
     /// Whether a write to `range` would have to wait now.
     fn write_would_wait(&self, range: ByteRange) -> bool;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::Guard;
 use blockmirror_block::{self as block, BlockDevice, ByteRange};
@@ -36,7 +37,7 @@ use crate::region_log::LogPin;
 #[must_use = "a write that is not completed counts as failed"]
 pub struct WriteTicket(OpenWrite<Arc<Tap>>);
 
-/// The answer to [`Tap::try_begin_write`].
+/// The answer to [`Tap::try_begin_write`] and to a [`GuestQueue`](super::GuestQueue).
 #[derive(Debug)]
 #[must_use = "a write that is not completed counts as failed"]
 pub enum Begin {
@@ -44,7 +45,12 @@ pub enum Begin {
     Go(WriteTicket),
     /// It would have to wait, for a drain or for the job on the tap. It is forgotten: ask again later, for
     /// the same range. Refusals in a row, less than a second apart, count as one wait for the latency budget.
-    Wait,
+    Wait {
+        /// Ask again after this time, if no waker was called before: a latency budget or the limit of the
+        /// guest's quiescing is reached then, or the log is to be asked anew. Without it only a change that
+        /// calls the waker admits the write.
+        within: Option<Duration>,
+    },
 }
 
 /// Who counts a write, and who is notified of its end.

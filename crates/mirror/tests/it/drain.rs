@@ -335,7 +335,7 @@ fn a_write_that_would_wait_is_refused_and_forgotten() {
     let tap = Tap::new(disk(LEN) as _);
     let try_write = || tap.try_begin_write(ByteRange::new(0, 512)).unwrap();
     let drained = tap.drain();
-    assert!(matches!(try_write(), Begin::Wait), "drained");
+    assert!(matches!(try_write(), Begin::Wait { .. }), "drained");
     drop(drained);
     assert!(matches!(try_write(), Begin::Go(ticket) if ticket.target().is_none()), "there is no job");
 
@@ -343,7 +343,7 @@ fn a_write_that_would_wait_is_refused_and_forgotten() {
     let job = MirrorJob::attach(&tap, disk(LEN), options).unwrap();
     while job.control().next_event(None) != Some(Event::Ready) {}
     let Begin::Go(first) = try_write() else { panic!("nothing is in flight") };
-    assert!(matches!(try_write(), Begin::Wait), "the first write is on these bytes");
+    assert!(matches!(try_write(), Begin::Wait { .. }), "the first write is on these bytes");
     let target = first.target().unwrap();
     first.complete(Ok(()), Some(target.write_at(&[0; 512], 0, WriteFlags::NONE))).unwrap();
     assert!(matches!(try_write(), Begin::Go(_)), "both sides have the first");

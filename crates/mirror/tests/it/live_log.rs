@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod end;
+mod queue;
 mod room;
 
 use std::collections::BTreeSet;
@@ -397,15 +398,15 @@ fn a_caller_that_only_polls_gets_its_region_marked() {
     until(&job, &Event::Ready);
     let gate = faults.hold(OpKind::Flush, None);
     let range = ByteRange::at(5 * REGION, 512);
-    assert!(matches!(tap.try_begin_write(range).unwrap(), Begin::Wait));
+    assert!(matches!(tap.try_begin_write(range).unwrap(), Begin::Wait { .. }));
     gate.wait_held(1);
-    assert!(matches!(tap.try_begin_write(range).unwrap(), Begin::Wait));
+    assert!(matches!(tap.try_begin_write(range).unwrap(), Begin::Wait { .. }));
     gate.open();
     let limit = Instant::now() + FOREVER.unwrap();
     let ticket = loop {
         match tap.try_begin_write(range).unwrap() {
             Begin::Go(ticket) => break ticket,
-            Begin::Wait => assert!(Instant::now() < limit, "it is never admitted"),
+            Begin::Wait { .. } => assert!(Instant::now() < limit, "it is never admitted"),
         }
         thread::yield_now();
     };

@@ -9,6 +9,7 @@ mod job;
 mod known_bugs;
 mod live_log;
 mod locks;
+mod queue;
 mod reflink;
 mod tap;
 mod tap_failures;

@@ -3,16 +3,16 @@
 use super::*;
 
 /// A job whose log has as many active regions as there may be, all of which wait for the target.
-struct Full {
-    tap: Arc<Tap>,
-    job: MirrorJob,
+pub(super) struct Full {
+    pub(super) tap: Arc<Tap>,
+    pub(super) job: MirrorJob,
     log: Arc<Log>,
-    gate: blockmirror_block::testing::Gate,
+    pub(super) gate: blockmirror_block::testing::Gate,
     source: Arc<MemoryDisk>,
     target: Arc<MemoryDisk>,
 }
 
-fn full() -> Full {
+pub(super) fn full() -> Full {
     let (source, target, (log, _)) = (filled(), empty(), Log::new());
     let (held, faults) = faulty(&target);
     let tap = tap(&source, &log);
