@@ -2,6 +2,7 @@
 
 mod amend;
 mod bitmap;
+mod book;
 mod chain;
 mod chain_signals;
 mod common;
