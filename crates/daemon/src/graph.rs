@@ -9,6 +9,7 @@
 //! - Users of a disk hold its *tap*, never the device below it: that is how a pivot moves them.
 
 mod attachment;
+mod attachments;
 mod backing_link;
 mod blocked_parents;
 mod chain;
@@ -36,6 +37,7 @@ use blockmirror_qmp::QmpError;
 pub(crate) use attachment::{
     ALL as ALL_PERMS, Attachment, AttachmentId, JobRole, NO_CHANGE, Parent, Perms, WRITE,
 };
+use attachments::Attachments;
 pub(crate) use backing_link::BackingLink;
 pub(crate) use blocked_parents::BlockedParents;
 pub(crate) use child_link::ChildLink;
@@ -56,8 +58,7 @@ pub(crate) const HOLD_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 600 
 #[derive(Debug, Default)]
 pub(crate) struct Graph {
     nodes: BTreeMap<String, Node>,
-    attachments: BTreeMap<AttachmentId, Attachment>,
-    next_attachment: u64,
+    attachments: Attachments,
     next_node: u64,
     /// Nodes on which none is put while a command changes them ([`BlockedParents`]).
     blocked: BTreeSet<String>,
@@ -151,14 +152,14 @@ impl Graph {
     /// The uses of `name`, oldest first.
     pub(crate) fn attachments_of<'a>(
         &'a self,
-        name: &'a str,
-    ) -> impl Iterator<Item = (AttachmentId, &'a Attachment)> {
-        self.attachments.iter().filter(move |(_, u)| u.node == name).map(|(id, u)| (*id, u))
+        name: &str,
+    ) -> impl Iterator<Item = (AttachmentId, &'a Attachment)> + use<'a> {
+        self.attachments.of_node(name)
     }
 
     /// The use `id`.
     pub(crate) fn attachment(&self, id: AttachmentId) -> Option<&Attachment> {
-        self.attachments.get(&id)
+        self.attachments.get(id)
     }
 
     /// The host file that the node `name` stands on by way of files and filters alone.
@@ -195,9 +196,12 @@ impl Graph {
     }
 
     /// The children of `parent`, each with its role.
-    pub(crate) fn children<'a>(&'a self, parent: &'a str) -> impl Iterator<Item = (&'static str, &'a Node)> {
-        self.attachments.values().filter_map(move |u| match &u.parent {
-            Parent::Node { name, role } if name == parent => Some((*role, self.nodes.get(&u.node)?)),
+    pub(crate) fn children<'a>(
+        &'a self,
+        parent: &str,
+    ) -> impl Iterator<Item = (&'static str, &'a Node)> + use<'a> {
+        self.attachments.of_parent(parent).filter_map(|(_, u)| match &u.parent {
+            Parent::Node { role, .. } => Some((*role, self.nodes.get(&u.node)?)),
             _ => None,
         })
     }
@@ -231,9 +235,7 @@ impl Graph {
         self.find(node)?;
         let new = Attachment { node: node.to_owned(), parent, perm, shared_perm, link: None };
         self.check_new_attachment(node, &new)?;
-        let id = AttachmentId(self.next_attachment);
-        self.next_attachment += 1;
-        self.attachments.insert(id, new);
+        let id = self.attachments.insert(new);
         self.retarget_backing_links();
         Ok(id)
     }
@@ -241,10 +243,7 @@ impl Graph {
     /// Records a use that contradicts others: a fault that tests inject.
     #[cfg(test)]
     pub(crate) fn attach_unchecked(&mut self, node: &str, parent: Parent, perm: Perms, shared_perm: Perms) {
-        let id = AttachmentId(self.next_attachment);
-        self.next_attachment += 1;
-        self.attachments
-            .insert(id, Attachment { node: node.to_owned(), parent, perm, shared_perm, link: None });
+        self.attachments.insert(Attachment { node: node.to_owned(), parent, perm, shared_perm, link: None });
     }
 
     /// Changes what the node `parent` needs of those it stands on, backing files aside, as it is to be
@@ -261,8 +260,9 @@ impl Graph {
             (true, false) => WRITE,
         };
         let is_file = |u: &Attachment| u.is_link_of(parent) && !u.is_backing();
-        let links: Vec<_> = self.attachments.iter().filter(|(_, u)| is_file(u)).map(|(id, _)| *id).collect();
-        for id in &links {
+        let links = self.attachments.of_parent(parent).filter(|(_, u)| is_file(u));
+        let links: Vec<_> = links.map(|(id, _)| id).collect();
+        for &id in &links {
             let Some(link) = self.attachments.get(id) else { continue };
             let wanted = Attachment {
                 node: link.node.clone(),
@@ -272,20 +272,18 @@ impl Graph {
                 link: None,
             };
             if self.filter_of(link).is_none() {
-                self.check_attachment(&link.node, &wanted, Some(*id))?;
+                self.check_attachment(&link.node, &wanted, Some(id))?;
             }
         }
         for id in links {
-            if let Some(link) = self.attachments.get_mut(&id) {
-                link.perm = perm;
-            }
+            self.attachments.set_perm(id, perm);
         }
         Ok(())
     }
 
     /// Forgets a use; nodes that were there for it alone go with it.
     pub(crate) fn detach(&mut self, id: AttachmentId) -> Released {
-        let Some(old) = self.attachments.remove(&id) else { return Released::default() };
+        let Some(old) = self.attachments.remove(id) else { return Released::default() };
         self.retarget_backing_links();
         self.collect(&old.node)
     }
@@ -313,16 +311,8 @@ impl Graph {
     fn take_out(&mut self, name: &str, candidates: &mut Vec<String>, gone: &mut Vec<Node>) {
         let Some(node) = self.nodes.remove(name) else { return };
         gone.push(node);
-        self.attachments.retain(|_, u| {
-            let (Parent::Node { name: parent, .. } | Parent::Claim { name: parent }) = &u.parent else {
-                return true;
-            };
-            let held = parent == name;
-            if held {
-                candidates.push(u.node.clone());
-            }
-            !held
-        });
+        let held: Vec<_> = self.attachments.of_parent(name).map(|(id, _)| id).collect();
+        candidates.extend(held.into_iter().filter_map(|id| Some(self.attachments.remove(id)?.node)));
     }
 
     /// Removes the node `name` as its owner asks, and the nodes that were there for it alone.
@@ -370,29 +360,14 @@ impl Graph {
             if !seen.insert(name.to_owned()) {
                 continue;
             }
-            for u in self.attachments.values() {
-                let parent = u.parent.node();
-                if parent == Some(name) {
-                    open.push(&u.node);
-                }
-                if u.node == name {
-                    open.extend(parent);
-                    open.extend(self.nodes_of_job(&u.parent));
-                }
+            open.extend(self.attachments.of_parent(name).map(|(_, u)| &*u.node));
+            for (_, u) in self.attachments.of_node(name) {
+                open.extend(u.parent.node());
+                let of_job = u.parent.job().into_iter().flat_map(|job| self.attachments.of_job(job));
+                open.extend(of_job.map(|u| &*u.node));
             }
         }
         seen
-    }
-
-    /// All nodes of the job that `parent` is.
-    fn nodes_of_job<'a>(&'a self, parent: &'a Parent) -> impl Iterator<Item = &'a str> {
-        let job = |parent: &'a Parent| match parent {
-            Parent::Job { id, .. } => Some(id),
-            _ => None,
-        };
-        let wanted = job(parent);
-        let of_job = move |u: &&'a Attachment| wanted.is_some() && job(&u.parent) == wanted;
-        self.attachments.values().filter(of_job).map(|u| u.node.as_str())
     }
 
     /// All nodes, to be closed at the end of everything: users before what they stand on.
@@ -409,11 +384,11 @@ impl Graph {
     /// (those of the job itself), and those by which `to` itself stands on `from`.
     pub(crate) fn pivot(&mut self, from: &str, to: &str, except: &[AttachmentId], rewritten: bool) {
         let below: Vec<_> = self.all_below(to).into_iter().map(str::to_owned).collect();
-        for (id, u) in &mut self.attachments {
-            let carries = u.parent_node().is_some_and(|parent| below.iter().any(|name| name == parent));
-            if u.node == from && !except.contains(id) && !carries {
-                to.clone_into(&mut u.node);
-            }
+        let carries =
+            |u: &Attachment| u.parent_node().is_some_and(|parent| below.iter().any(|name| name == parent));
+        let moves = self.attachments.of_node(from).filter(|(id, u)| !except.contains(id) && !carries(u));
+        for id in moves.map(|(id, _)| id).collect::<Vec<_>>() {
+            self.attachments.move_to(id, to);
         }
         self.refer_to(to);
         let Some(source) = self.nodes.get_mut(from) else { return };

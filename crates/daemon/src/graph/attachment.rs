@@ -73,6 +73,14 @@ impl Parent {
             Self::Export(_) | Self::Job { .. } | Self::Monitor => None,
         }
     }
+
+    /// The job that uses the node.
+    pub(crate) fn job(&self) -> Option<&str> {
+        match self {
+            Self::Job { id, .. } => Some(id),
+            _ => None,
+        }
+    }
 }
 
 impl Attachment {

@@ -17,9 +17,9 @@ impl Graph {
 
     /// All such links: there are two while one takes the place of the other.
     pub(crate) fn links(&self, parent: &str, role: &str) -> Vec<AttachmentId> {
-        let is_it =
-            |by: &Parent| matches!(by, Parent::Node { name, role: r } if name == parent && *r == role);
-        self.attachments.iter().filter(|(_, u)| is_it(&u.parent)).map(|(id, _)| *id).collect()
+        let is_it = |by: &Parent| matches!(by, Parent::Node { role: r, .. } if *r == role);
+        let links = self.attachments.of_parent(parent).filter(|(_, u)| is_it(&u.parent));
+        links.map(|(id, _)| id).collect()
     }
 
     /// The link by which `name` reaches its backing file.

@@ -86,8 +86,8 @@ impl Graph {
         let mut names = vec![name];
         let mut seen = 0;
         while let Some(&name) = names.get(seen) {
-            let links = self.attachments.values().filter(|u| self.filter_of(u) == Some(name));
-            names.extend(links.map(|u| &*u.node));
+            let links = self.attachments.of_parent(name).filter(|(_, u)| self.filter_of(u).is_some());
+            names.extend(links.map(|(_, u)| &*u.node));
             seen += 1;
         }
         names

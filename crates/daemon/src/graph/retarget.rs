@@ -14,7 +14,7 @@ use std::sync::Arc;
 use blockmirror_block::BlockDevice;
 use blockmirror_qmp::QmpError;
 
-use super::{ALL_PERMS, Attachment, AttachmentId, BackingLink, Graph, JobRole, Parent, Perms};
+use super::{ALL_PERMS, Attachment, AttachmentId, BackingLink, Graph, Node, Parent, Perms};
 use crate::Reply;
 
 impl Graph {
@@ -46,9 +46,7 @@ impl Graph {
 
     /// The link by which the holder of the use `id` reaches its node. From now on it leads where it has to.
     pub(crate) fn hold_link(&mut self, id: AttachmentId, link: &Arc<BackingLink>) {
-        if let Some(held) = self.attachments.get_mut(&id) {
-            held.link = Some(Arc::clone(link));
-        }
+        self.attachments.hold_link(id, link);
         self.retarget_backing_links();
     }
 
@@ -57,7 +55,7 @@ impl Graph {
     /// # Errors
     /// Another use of `node` contradicts it; nothing has changed then.
     pub(crate) fn move_filter(&mut self, id: AttachmentId, node: &str) -> Reply<()> {
-        let Some(old) = self.attachments.get(&id) else { return Ok(()) };
+        let Some(old) = self.attachments.get(id) else { return Ok(()) };
         let moved = Attachment {
             node: node.to_owned(),
             parent: old.parent.clone(),
@@ -66,9 +64,7 @@ impl Graph {
             link: None,
         };
         self.check_new_attachment(node, &moved)?;
-        if let Some(held) = self.attachments.get_mut(&id) {
-            node.clone_into(&mut held.node);
-        }
+        self.attachments.move_to(id, node);
         self.refer_to(node);
         self.retarget_backing_links();
         Ok(())
@@ -76,13 +72,12 @@ impl Graph {
 
     /// Makes all links lead where they have to, after uses or taps have changed.
     pub(super) fn retarget_backing_links(&self) {
-        let pivots = self.pivots();
-        for u in self.attachments.values() {
+        for u in self.attachments.linked() {
             let (Some(link), Some(node), Some(parent)) = (&u.link, self.nodes.get(&u.node), u.parent_node())
             else {
                 continue;
             };
-            let targets = || pivots.iter().filter(|(source, _)| *source == u.node).map(|(_, target)| *target);
+            let targets = || self.moved_to(&u.node, |kind| matches!(kind, "mirror" | "commit"));
             let would_loop = targets().any(|target| self.stands_on(target, parent));
             let by_tap = !would_loop && (!u.is_backing() || targets().next().is_some());
             link.retarget(match by_tap {
@@ -95,7 +90,11 @@ impl Graph {
     /// Refuses if a node stood on itself once every mirror that runs has put its target in the place of its
     /// source, and one that is still to come its own: `next`, with the node and what replaces it.
     pub(crate) fn check_pivots(&self, next: Option<(&str, &str)>) -> Reply<()> {
-        let mut pivots = self.mirrors();
+        // Those that the next one is not connected to cannot come to stand on themselves by it.
+        let mut pivots = match next {
+            None => self.mirrors(),
+            Some((from, to)) => self.mirrors_among(&self.connected(&[from, to])),
+        };
         pivots.extend(next);
         for &(from, to) in &pivots {
             if self.creates_cycle(from, to, &pivots) {
@@ -109,25 +108,24 @@ impl Graph {
 
     /// Sources and targets of the mirrors that run.
     pub(super) fn mirrors(&self) -> Vec<(&str, &str)> {
-        self.moves(|kind| kind == "mirror")
+        let target_of = |u| self.attachments.target_of(u, |kind| kind == "mirror");
+        self.attachments.iter().filter_map(|u| Some((&*u.node, target_of(u)?))).collect()
     }
 
-    /// What each job that runs may put in the place of what.
-    fn pivots(&self) -> Vec<(&str, &str)> {
-        self.moves(|kind| matches!(kind, "mirror" | "commit"))
+    /// The same, of those whose source is among `names`.
+    fn mirrors_among<'a>(&'a self, names: &BTreeSet<String>) -> Vec<(&'a str, &'a str)> {
+        let sources = names.iter().filter_map(|name| self.get(name));
+        let targets = |node: &'a Node| self.moved_to(&node.name, |kind| kind == "mirror");
+        sources.flat_map(|node| targets(node).map(|target| (&*node.name, target))).collect()
     }
 
-    /// Sources and targets of the jobs of a kind.
-    fn moves(&self, of_kind: impl Fn(&str) -> bool) -> Vec<(&str, &str)> {
-        let in_role = |wanted: JobRole| {
-            self.attachments.values().filter_map(move |u| match &u.parent {
-                Parent::Job { id, kind, role } if *role == wanted => Some((id, *kind, &*u.node)),
-                _ => None,
-            })
-        };
-        let sources = in_role(JobRole::Source).filter(|(_, kind, _)| of_kind(kind));
-        let target_of = |job: &String| in_role(JobRole::Target).find(|(id, ..)| *id == job);
-        sources.filter_map(|(id, _, source)| Some((source, target_of(id)?.2))).collect()
+    /// What the jobs of a kind may put in the place of `source`.
+    fn moved_to<'a, F: Fn(&str) -> bool>(
+        &'a self,
+        source: &str,
+        of_kind: F,
+    ) -> impl Iterator<Item = &'a str> + use<'a, F> {
+        self.attachments.of_node(source).filter_map(move |(_, u)| self.attachments.target_of(u, &of_kind))
     }
 
     /// Whether `to` leads to `from` otherwise than by backing files alone, where `pivots` may be made.
