@@ -32,7 +32,7 @@ use crate::progress::Event;
 use crate::reflink::Clones;
 use crate::region_log::WriteLog;
 use crate::scan::TargetContent;
-use crate::tap::Tap;
+use crate::tap::{LastUse, Tap};
 use crate::wakers::Wakers;
 use workers::Workers;
 pub(crate) use workers::most_by_default;
@@ -278,13 +278,29 @@ impl Engine {
     }
 
     /// The last step. The guest stays on the source if the tap has a log that cannot be ended.
-    fn end(&self, ending: Ending, target: &Arc<dyn BlockDevice>) -> Done {
+    fn end(self: &Arc<Self>, id: u64, ending: Ending, target: &Arc<dyn BlockDevice>) -> Done {
         let Some(attachment) = &self.attachment else { return Done::Ended };
         let Some(tap) = attachment.tap.upgrade() else { return Done::Ended };
         let keeps_log = ending != Ending::Pivot && self.keeps_log.load(Ordering::Acquire);
         let ended = if keeps_log { Ok(()) } else { tap.end_log(ending) };
-        tap.end(attachment.session, if ended.is_ok() { ending } else { Ending::Fail }, target);
+        let ending = if ended.is_ok() { ending } else { Ending::Fail };
+        if let Some(old) = tap.end(attachment.session, ending, target)
+            && self.reads_go_on(id, &old)
+        {
+            return Done::StillRead;
+        }
         ended.map_or_else(Done::LogNotEnded, |()| Done::Ended)
+    }
+
+    /// The tap has moved, by the action `id`. Whether reads are under way at the old disk: the end is
+    /// reported when the last of them has ended, by its thread.
+    fn reads_go_on(self: &Arc<Self>, id: u64, old: &LastUse) -> bool {
+        // They may be those of threads that wait to write.
+        self.with_core(Wake::None, |core, _| core.guest_has_moved());
+        let own = Arc::clone(self);
+        let ended =
+            move || own.with_core(Wake::All, |core, now| core.on_completion(now, id, Ok(Done::Ended)));
+        old.then(ended)
     }
 
     /// The process is about to end: a log of the job is to stay valid, unless the tap moves to the target.
@@ -436,11 +452,11 @@ impl Engine {
     }
 
     /// Performs a batch, without the lock.
-    fn perform(&self, mover: &mut Mover<'_>, batch: &mut Batch, target: &Arc<dyn BlockDevice>) {
+    fn perform(self: &Arc<Self>, mover: &mut Mover<'_>, batch: &mut Batch, target: &Arc<dyn BlockDevice>) {
         for action in &batch.actions {
             // A device that panics must end the job, not hang it: its action would never be reported.
             batch.results.push(panic::catch_unwind(AssertUnwindSafe(|| match action.work {
-                Work::End(ending) => Ok(self.end(ending, target)),
+                Work::End(ending) => Ok(self.end(action.id, ending, target)),
                 work => {
                     let _calls = self.calls.enter();
                     mover.perform(work).inspect_err(|failure| log::failed(work, failure))

@@ -103,4 +103,6 @@ pub use progress::{
 pub use reflink::check_shared;
 pub use region_log::{DEFAULT_ACTIVE_REGIONS, DEFAULT_LOG_INTERVAL, LiveLog, LogStart, RegionLog};
 pub use state::{JobState, Refused, Verb};
-pub use tap::{Begin, BitmapInfo, BitmapUse, Drained, GuestQueue, MAX_BITMAPS, Tap, WriteTicket};
+pub use tap::{
+    Begin, BitmapInfo, BitmapUse, Change, Drained, GuestQueue, MAX_BITMAPS, ReadTicket, Tap, WriteTicket,
+};

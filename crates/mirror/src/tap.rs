@@ -10,10 +10,12 @@
 //!   moment, so that an observer which came while the write was under way does not miss it.
 //! - Writes under way are counted, those included that began before there was an observer, so that a job that
 //!   quiesces the guest knows when none is left.
-//! - The device below changes only while no write is under way: at a pivot, or under a [`Drained`].
+//! - The device below changes only while no write is under way: at a pivot, or under a [`Drained`]. Reads go
+//!   on; after a pivot the job is over when those that began before have [ended](below).
 //!
 //! [`MirrorJob::attach`]: crate::MirrorJob::attach
 
+mod below;
 mod bitmaps;
 pub(crate) mod discard;
 mod drain;
@@ -22,6 +24,7 @@ mod in_flight;
 mod log;
 mod observer;
 mod queue;
+mod read_ticket;
 mod ticket;
 
 use std::collections::BTreeMap;
@@ -38,6 +41,8 @@ use crate::error::Error;
 use crate::machine::{Admission, Ending};
 use crate::region_log::WriteLog;
 use crate::wakers::Wakers;
+use below::Below;
+pub(crate) use below::LastUse;
 use bitmaps::Named;
 pub use bitmaps::{BitmapInfo, BitmapUse, MAX_BITMAPS};
 pub use drain::Drained;
@@ -45,12 +50,14 @@ use drain::given_up;
 use in_flight::InFlightCounters;
 pub(crate) use observer::WriteObserver;
 pub use queue::GuestQueue;
-pub use ticket::{Begin, WriteTicket};
+pub use read_ticket::ReadTicket;
+pub use ticket::{Begin, Change, WriteTicket};
 
 /// A disk in front of another that lets jobs and bitmaps see what is written.
 ///
 /// It is a [`BlockDevice`] itself. A caller that moves data in another way announces each write with
-/// [`begin_write`](Self::begin_write).
+/// [`begin_write`](Self::begin_write), or [`try_begin_change`](Self::try_begin_change), and each read with
+/// [`begin_read`](Self::begin_read).
 ///
 /// ```
 /// use std::sync::Arc;
@@ -88,13 +95,6 @@ pub struct Tap {
     resumed: Condvar,
     /// Those of callers that never wait.
     wakers: Arc<Wakers>,
-}
-
-/// Where the tap forwards to.
-#[derive(Debug)]
-struct Below {
-    device: Arc<dyn BlockDevice>,
-    len: u64,
 }
 
 #[derive(Debug)]
@@ -233,14 +233,21 @@ impl Tap {
     }
 
     /// Performs the last step of the job `session`: with [`Ending::Pivot`], the pivot. The guest is quiesced,
-    /// or the job has failed. Does no I/O, and cannot fail.
-    pub(crate) fn end(&self, session: u64, ending: Ending, target: &Arc<dyn BlockDevice>) {
+    /// or the job has failed. Does no I/O, and cannot fail. After a pivot: when the old disk is used no
+    /// longer.
+    pub(crate) fn end(
+        &self,
+        session: u64,
+        ending: Ending,
+        target: &Arc<dyn BlockDevice>,
+    ) -> Option<Arc<LastUse>> {
         // Dropped without the lock.
         let _log_that_is_off;
+        let old;
         let _deliver = self.wakers.deliver_at_end();
         let mut state = self.state.lock();
         let state = &mut *state;
-        let Some(current) = state.session.take_if(|current| current.id == session) else { return };
+        let current = state.session.take_if(|current| current.id == session)?;
         _log_that_is_off = state.log.take_if(|log| !log.is_on());
         let bitmap = current.bitmap.and_then(|name| state.bitmaps.get_mut(&name));
         match ending {
@@ -253,12 +260,11 @@ impl Tap {
                 if let Some(bitmap) = bitmap.filter(|_| current.observer.renews_bitmap()) {
                     bitmap.map.clear_all();
                 }
-                if ending == Ending::Pivot {
-                    self.below.store(Arc::new(Below::new(Arc::clone(target))));
-                }
             }
         }
+        old = (ending == Ending::Pivot).then(|| self.below.swap(Arc::new(Below::new(Arc::clone(target)))));
         self.update_observed(state);
+        old.as_ref().map(|old| old.last_use())
     }
 
     /// The job `session` is over: it is not notified any more.
@@ -355,20 +361,6 @@ impl Drop for UnobservedIo<'_> {
     }
 }
 
-impl Below {
-    fn new(device: Arc<dyn BlockDevice>) -> Self {
-        Self { len: device.len(), device }
-    }
-
-    fn check_bounds(&self, operation: &'static str, range: ByteRange) -> block::Result<()> {
-        if range.end() <= self.len {
-            return Ok(());
-        }
-        let error = DiskError::out_of_bounds(operation, range.start(), range.len(), self.len);
-        Err(error.in_file(self.device.name()))
-    }
-}
-
 impl BlockDevice for Tap {
     /// That of the disk below. Changes only under a [`Drained`].
     fn len(&self) -> u64 {
@@ -396,7 +388,7 @@ impl BlockDevice for Tap {
             return self
                 .write_unobserved(shard, "write", range, |device| device.write_at(buf, offset, flags));
         }
-        let write = self.begin("write", range)?;
+        let write = self.begin_open(Change::Data, range)?;
         let result = write.source().write_at(buf, offset, flags);
         // Durable at the source is durable for the guest; the job flushes the target before it takes over.
         write.complete_with(result, |target| Some(target.write_at(buf, offset, WriteFlags::NONE)))
@@ -406,7 +398,7 @@ impl BlockDevice for Tap {
         if let Some(shard) = self.in_flight.begin() {
             return self.write_unobserved(shard, "write", range, |device| device.write_zeroes(range, flags));
         }
-        let write = self.begin("write", range)?;
+        let write = self.begin_open(Change::Zeroes, range)?;
         let result = write.source().write_zeroes(range, flags);
         let flags = flags.difference(ZeroFlags::FUA | ZeroFlags::NO_FALLBACK);
         write.complete_with(result, |target| Some(target.write_zeroes(range, flags)))
@@ -414,7 +406,7 @@ impl BlockDevice for Tap {
 
     /// What a discarded range reads as is the disk's choice: the target gets that, not the discard.
     fn discard(&self, range: ByteRange) -> block::Result<()> {
-        let write = self.begin("discard", range)?;
+        let write = self.begin_open(Change::Discard, range)?;
         let source = Arc::clone(write.source());
         let result = source.discard(range);
         write.complete_with(result, |target| discard::repeat(&*source, target, range))

@@ -118,6 +118,9 @@ pub(crate) enum Done {
     Flushed,
     /// The last step was performed.
     Ended,
+    /// It was, and reads are under way at the disk that the tap has left. It is reported once more when they
+    /// have ended.
+    StillRead,
     /// The job is to end without it, or was to: the log has failed.
     LogNotEnded(Arc<block::Error>),
 }

@@ -24,7 +24,8 @@ use crate::scan::Failure;
 /// again, until its latency budget is used up or the guest has been quiesced for too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AdmissionView {
-    concluded: bool,
+    /// The job is, for the guest.
+    over: bool,
     quiesced: bool,
     /// When a guest that is quiesced is resumed.
     overdue_at: Option<Duration>,
@@ -55,7 +56,7 @@ impl Core {
     /// in flight on its range, for an earlier write, and for the job's reservation, at most for the latency
     /// budget.
     pub(crate) fn guest_admit(&mut self, id: u64) -> Admission {
-        if self.is_concluded() {
+        if self.is_over_for_guest() {
             self.guests.forget(id);
             return Admission::JobEnded;
         }
@@ -115,7 +116,7 @@ impl Core {
     /// What the admission of a write depends on, but for its range and the time.
     pub(crate) fn admission_view(&self) -> AdmissionView {
         AdmissionView {
-            concluded: self.is_concluded(),
+            over: self.is_over_for_guest(),
             overdue_at: self.overdue_at(),
             quiesced: self.lifecycle.is_quiesced(),
             through: self.writes_through(),
@@ -132,7 +133,7 @@ impl Core {
     /// Whether data may be copied into the source from the layers below: not while the guest is quiesced,
     /// because the end may put the target in place of the source. It counts as under way from then on.
     pub(crate) fn admit_copy_up(&mut self) -> Admission {
-        if self.is_concluded() {
+        if self.is_over_for_guest() {
             return Admission::JobEnded;
         }
         if self.lifecycle.is_quiesced() {
@@ -149,9 +150,19 @@ impl Core {
 
     /// Whether a write to `range` that came now would have to wait.
     pub(crate) fn guest_would_wait(&self, range: ByteRange) -> bool {
-        !self.is_concluded()
+        !self.is_over_for_guest()
             && (self.lifecycle.is_quiesced()
                 || self.writes_through() && self.must_wait(self.work.next_id(), range))
+    }
+
+    /// The tap has moved to the target: no write waits for the job any more, though it is not over before the
+    /// reads at the old disk have ended.
+    pub(crate) fn guest_has_moved(&mut self) {
+        self.lifecycle.guest_moves();
+    }
+
+    fn is_over_for_guest(&self) -> bool {
+        self.is_concluded() || self.lifecycle.has_moved()
     }
 
     /// Whether the write `id` to `range` comes after an operation in flight, an earlier write, or the

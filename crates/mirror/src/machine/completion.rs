@@ -14,6 +14,9 @@ impl Core {
     /// Reports the result of the action `id`. Reports of unknown actions are ignored.
     pub(crate) fn on_completion(&mut self, now: Duration, id: u64, result: Result<Done, Failure>) {
         self.on_timer(now);
+        if matches!(result, Ok(Done::StillRead)) {
+            return;
+        }
         let Some(op) = self.work.finish(id) else { return };
         self.guests.note_release();
         if !self.work.operations().moves_data() {

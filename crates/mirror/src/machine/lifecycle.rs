@@ -60,6 +60,8 @@ pub(super) struct Lifecycle {
     finalizing: bool,
     /// The last step is in flight.
     end_in_flight: bool,
+    /// The last step has moved the guest to the target.
+    moved: bool,
     /// The last step of an aborted job, which cuts the bitmap that says what to copy, and ends the log, was
     /// not taken yet.
     cut_pending: bool,
@@ -80,6 +82,7 @@ impl Lifecycle {
             ending: None,
             finalizing: false,
             end_in_flight: false,
+            moved: false,
             cut_pending: config.cut_bitmap || config.log,
             quiesce: Quiesce::default(),
             membership: None,
@@ -285,6 +288,15 @@ impl Lifecycle {
     /// The last step begins.
     pub(super) fn end_begins(&mut self) {
         self.end_in_flight = true;
+    }
+
+    /// The last step has moved the guest to the target, and is not over.
+    pub(super) fn guest_moves(&mut self) {
+        self.moved = true;
+    }
+
+    pub(super) fn has_moved(&self) -> bool {
+        self.moved
     }
 
     /// The last step was performed.

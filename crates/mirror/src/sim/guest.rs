@@ -27,6 +27,8 @@ pub(super) struct Workload {
     pub(super) tickets: bool,
     /// They sleep until they are woken.
     pub(super) sleeps: bool,
+    /// Reads keep the old disk in use for a time after a pivot.
+    pub(super) reads: bool,
     /// One step in so many is the last of its write, which never ends; 0 for none.
     pub(super) leak_one_in: u64,
     /// One turn in so many begins a copy-up into the source; 0 for none.
@@ -43,6 +45,7 @@ impl Workload {
             only_data: false,
             tickets: false,
             sleeps: false,
+            reads: false,
             leak_one_in: 0,
             copy_up_one_in: 0,
         }

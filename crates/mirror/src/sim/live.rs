@@ -7,6 +7,8 @@
 //! that says what to copy covers, at any end, all that the target does not have; verbs are refused exactly
 //! where the table says.
 
+mod reads;
+
 use std::time::Duration;
 
 use blockmirror_bitmap::DirtyBitmap;
@@ -146,6 +148,7 @@ pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trac
         standing: None,
         reported: false,
         ended: None,
+        still_read: None,
         kept: None,
         trace,
     };
@@ -180,6 +183,8 @@ struct Sim<'w> {
     /// An error was reported that ends the job.
     reported: bool,
     ended: Option<Ending>,
+    /// The pivot, while reads are under way at the old disk.
+    still_read: Option<u64>,
     /// What the target held when it was left behind.
     kept: Option<Vec<u8>>,
     trace: &'w mut Trace,
@@ -244,12 +249,14 @@ impl Sim<'_> {
         if let Some((id, ending)) = end {
             self.trace.step(self.now, Step::JobDisks { id, ending });
             assert!(self.workers.are_empty(), "the end while something is in flight");
-            self.end(ending);
-            self.core.on_completion(self.now, id, Ok(crate::machine::Done::Ended));
+            self.perform_end(id, ending);
         }
     }
 
     fn guest(&mut self) {
+        if self.reads_end() {
+            return;
+        }
         let len = self.environment.len();
         if !self.pre_attach_writes.is_empty() && self.rng.one_in(20) {
             let range = self.pre_attach_writes.swap_remove(0);
@@ -287,16 +294,6 @@ impl Sim<'_> {
         let mut write = self.writes.swap_remove(index);
         if self.step(&mut write) {
             self.writes.push(write);
-        }
-    }
-
-    /// A copy-up ends, or one begins if the job admits it.
-    fn copy_up(&mut self) {
-        if self.copy_ups > 0 && (self.closing || self.rng.one_in(2)) {
-            self.core.copy_up_finished();
-            self.copy_ups -= 1;
-        } else if !self.closing && self.core.admit_copy_up() == Admission::SourceOnly {
-            self.copy_ups += 1;
         }
     }
 

@@ -173,6 +173,7 @@ impl StepHash {
             Ok(Done::ZeroUnsupported) => self.add(5),
             Ok(Done::Flushed) => self.add(6),
             Ok(Done::Ended) => self.add(7),
+            Ok(Done::StillRead) => self.add(12),
             Ok(Done::LogNotEnded(error)) => self.all(&[11, error_code(error)]),
             Err(failure) => self.all(&[8, failure.operation as u64, error_code(&failure.error)]),
         }

@@ -216,6 +216,7 @@ pub(super) fn queues(seed: u64, trace: &mut Trace) -> End {
     };
     params.workload.tickets = true;
     params.workload.sleeps = true;
+    params.workload.reads = true;
     params.workload.writers = rng.pick(&[1, 8, 32]);
     params.workload.begin_one_in = 2;
     params.fatal = 40;

@@ -11,7 +11,8 @@ use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::{Instant, MutexGuard};
 use blockmirror_block::{self as block, BlockDevice, ByteRange, cancel};
 
-use super::{Below, State, Tap};
+use super::below::Below;
+use super::{State, Tap};
 use crate::error::Error;
 
 /// The guest is quiesced and no write of it is under way, until this is dropped.

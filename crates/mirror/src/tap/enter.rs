@@ -11,7 +11,7 @@ use blockmirror_block::{self as block, ByteRange};
 use super::Tap;
 use super::drain::given_up;
 use super::log::Entered;
-use super::ticket::{Begin, EnteredWrite, OpenWrite, Route, WriteTicket};
+use super::ticket::{Begin, Change, EnteredWrite, OpenWrite, Route, WriteTicket};
 use crate::machine::Admission;
 
 /// The answer to a write that asks.
@@ -31,8 +31,16 @@ impl Tap {
     /// # Errors
     /// [`OutOfBounds`](block::ErrorKind::OutOfBounds) if `range` reaches past the end of the disk.
     pub fn begin_write(&self, range: ByteRange) -> block::Result<WriteTicket> {
-        let entered = self.enter_waiting("write", range)?;
-        Ok(self.ticket(range, entered))
+        self.begin_change(Change::Data, range)
+    }
+
+    /// The same for any change of the range.
+    ///
+    /// # Errors
+    /// As [`begin_write`](Self::begin_write).
+    pub fn begin_change(&self, change: Change, range: ByteRange) -> block::Result<WriteTicket> {
+        let entered = self.enter_waiting(change.operation(), range)?;
+        Ok(self.ticket(change, range, entered))
     }
 
     /// The same without waiting: [`Begin::Wait`] if the write would have to. Who wants to be woken then asks
@@ -41,15 +49,23 @@ impl Tap {
     /// # Errors
     /// As [`begin_write`](Self::begin_write).
     pub fn try_begin_write(&self, range: ByteRange) -> block::Result<Begin> {
-        Ok(match self.enter("write", range, false)? {
-            Answer::Go(entered) => Begin::Go(self.ticket(range, entered)),
+        self.try_begin_change(Change::Data, range)
+    }
+
+    /// The same for any change of the range.
+    ///
+    /// # Errors
+    /// As [`begin_write`](Self::begin_write).
+    pub fn try_begin_change(&self, change: Change, range: ByteRange) -> block::Result<Begin> {
+        Ok(match self.enter(change.operation(), range, false)? {
+            Answer::Go(entered) => Begin::Go(self.ticket(change, range, entered)),
             Answer::Wait(within) => Begin::Wait { within },
         })
     }
 
     /// Announces a write that waits for its admission.
-    pub(super) fn begin(&self, operation: &'static str, range: ByteRange) -> block::Result<OpenWrite<&Self>> {
-        Ok(OpenWrite::new(self, range, self.enter_waiting(operation, range)?))
+    pub(super) fn begin_open(&self, change: Change, range: ByteRange) -> block::Result<OpenWrite<&Self>> {
+        Ok(OpenWrite::new(self, range, self.enter_waiting(change.operation(), range)?))
     }
 
     fn enter_waiting(&self, operation: &'static str, range: ByteRange) -> block::Result<EnteredWrite> {
@@ -125,9 +141,9 @@ impl Tap {
         }
     }
 
-    fn ticket(&self, range: ByteRange, entered: EnteredWrite) -> WriteTicket {
+    fn ticket(&self, change: Change, range: ByteRange, entered: EnteredWrite) -> WriteTicket {
         #[expect(clippy::expect_used, reason = "a tap is only ever made inside an Arc, and `self` is alive")]
         let tap = self.this.upgrade().expect("the tap is alive");
-        WriteTicket::new(OpenWrite::new(tap, range, entered))
+        WriteTicket::new(change, OpenWrite::new(tap, range, entered))
     }
 }

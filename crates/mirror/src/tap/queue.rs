@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use blockmirror_block::{self as block, ByteRange};
 
-use super::{Begin, Tap};
+use super::{Begin, Change, Tap};
 use crate::wakers::Waker;
 
 /// A caller of a tap that never waits, and is woken instead.
@@ -58,11 +58,19 @@ impl GuestQueue {
     /// # Errors
     /// As for that.
     pub fn try_begin_write(&self, range: ByteRange) -> block::Result<Begin> {
-        let first = self.tap.try_begin_write(range)?;
+        self.try_begin_change(Change::Data, range)
+    }
+
+    /// The same for any change of the range.
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn try_begin_change(&self, change: Change, range: ByteRange) -> block::Result<Begin> {
+        let first = self.tap.try_begin_change(change, range)?;
         let Begin::Wait { .. } = first else { return Ok(first) };
         // What has changed since the first answer would not be noticed.
         self.tap.wakers.arm(&self.waker);
-        self.tap.try_begin_write(range)
+        self.tap.try_begin_change(change, range)
     }
 }
 

@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::Guard;
-use blockmirror_block::{self as block, BlockDevice, ByteRange};
+use blockmirror_block::cancel::CancelScope;
+use blockmirror_block::{self as block, BlockDevice, ByteRange, ZeroFlags};
 
-use super::{Below, Tap, WriteObserver};
+use super::below::Below;
+use super::{Tap, WriteObserver, discard};
 use crate::machine::TargetWriter;
 use crate::region_log::LogPin;
 
@@ -35,7 +37,33 @@ use crate::region_log::LogPin;
 /// ```
 #[derive(Debug)]
 #[must_use = "a write that is not completed counts as failed"]
-pub struct WriteTicket(OpenWrite<Arc<Tap>>);
+pub struct WriteTicket {
+    change: Change,
+    write: OpenWrite<Arc<Tap>>,
+}
+
+/// What a guest write does to its range, and what its target is to get if a job mirrors writes at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Change {
+    /// Writes data. The target gets the same bytes.
+    Data,
+    /// Makes it zeros. The target gets zeros.
+    Zeroes,
+    /// Discards it. What it reads as then is the source's choice, so the target gets what the source reads
+    /// there afterwards, not a discard.
+    Discard,
+}
+
+impl Change {
+    /// What errors call it.
+    pub(super) fn operation(self) -> &'static str {
+        match self {
+            Self::Data | Self::Zeroes => "write",
+            Self::Discard => "discard",
+        }
+    }
+}
 
 /// The answer to [`Tap::try_begin_write`] and to a [`GuestQueue`](super::GuestQueue).
 #[derive(Debug)]
@@ -89,29 +117,53 @@ pub(super) struct OpenWrite<T: Deref<Target = Tap>> {
 }
 
 impl WriteTicket {
-    pub(super) fn new(write: OpenWrite<Arc<Tap>>) -> Self {
-        Self(write)
+    pub(super) fn new(change: Change, write: OpenWrite<Arc<Tap>>) -> Self {
+        Self { change, write }
+    }
+
+    /// What was announced.
+    pub fn change(&self) -> Change {
+        self.change
     }
 
     /// The disk to write to.
     pub fn source(&self) -> &Arc<dyn BlockDevice> {
-        self.0.source()
+        self.write.source()
     }
 
     /// The bytes that were announced.
     pub fn range(&self) -> ByteRange {
-        self.0.range
+        self.write.range
     }
 
-    /// The disk to write the same to, to be asked for when the write to the source has succeeded. `None` if
-    /// there is no job, if the job copies the range later, or if it aborts.
+    /// The disk to write to as well, what [`change`](Self::change) says, to be asked for when the write
+    /// to the source has succeeded. `None` if there is no job, if the job copies the range later, or if
+    /// it aborts.
     pub fn target(&self) -> Option<Arc<dyn BlockDevice>> {
-        self.0.target(TargetWriter::TicketHolder)
+        self.write.target(TargetWriter::TicketHolder)
+    }
+
+    /// Does at the target what it is to get, if it gets it at once, and returns its result for
+    /// [`complete`](Self::complete): zeroes; after a discard what the source reads then, if that is little.
+    /// `None` leaves it to the job, as always for [`Change::Data`], of which the ticket has no bytes. To be
+    /// called when the change of the source has succeeded, from a thread that may wait: it calls both disks.
+    pub fn repeat_at_target(&self) -> Option<block::Result<()>> {
+        if self.change == Change::Data {
+            return None;
+        }
+        let target = self.target()?;
+        let _calls = self.write.target_calls();
+        match self.change {
+            Change::Data => None,
+            Change::Zeroes => Some(target.write_zeroes(self.range(), ZeroFlags::MAY_UNMAP)),
+            Change::Discard => discard::repeat(&**self.source(), &*target, self.range()),
+        }
     }
 
     /// The write has ended: at the source with `source`, which is handed back, and at the target with
     /// `target`. `None` leaves it to the job, which copies the range later; a failure there is the job's
-    /// affair.
+    /// affair. Calls no disk, and waits for none that others call: it takes three locks at most, under which
+    /// there is no I/O while a ticket is open.
     ///
     /// # Errors
     /// That of `source`.
@@ -120,7 +172,7 @@ impl WriteTicket {
         source: block::Result<()>,
         target: Option<block::Result<()>>,
     ) -> block::Result<()> {
-        self.0.end(source.is_ok(), target);
+        self.write.end(source.is_ok(), target);
         source
     }
 }
@@ -144,6 +196,14 @@ impl<T: Deref<Target = Tap>> OpenWrite<T> {
         }
     }
 
+    /// Calls of the target are cancelled with the job.
+    fn target_calls(&self) -> Option<CancelScope> {
+        match &self.route {
+            Some(Route::Admitted { both: Some(observer), .. }) => Some(observer.target_calls()),
+            _ => None,
+        }
+    }
+
     /// Writes the same to the target if it gets the write at once, and completes. `repeat` may leave it to
     /// the job.
     pub(super) fn complete_with(
@@ -153,10 +213,7 @@ impl<T: Deref<Target = Tap>> OpenWrite<T> {
     ) -> block::Result<()> {
         let target = source.is_ok().then(|| self.target(TargetWriter::Tap)).flatten();
         let target = target.and_then(|target| {
-            let _calls = match &self.route {
-                Some(Route::Admitted { both: Some(observer), .. }) => Some(observer.target_calls()),
-                _ => None,
-            };
+            let _calls = self.target_calls();
             repeat(&*target)
         });
         self.end(source.is_ok(), target);

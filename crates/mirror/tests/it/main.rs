@@ -1,6 +1,7 @@
 //! The integration tests of this crate, in one program.
 
 mod bitmaps;
+mod changes;
 mod checkpoints;
 mod conformance;
 mod drain;
@@ -10,6 +11,9 @@ mod known_bugs;
 mod live_log;
 mod locks;
 mod queue;
+#[path = "../../examples/queue_thread.rs"]
+mod queue_thread;
+mod reads;
 mod reflink;
 mod tap;
 mod tap_failures;

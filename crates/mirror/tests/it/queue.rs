@@ -291,6 +291,12 @@ fn a_long_latency_budget_is_slept_for_in_parts() {
     });
 }
 
+/// The example: one thread with 32 requests in flight that blocks nowhere, and a disk that moves twice.
+#[test]
+fn a_queue_thread_that_never_blocks_sees_its_disk_move() {
+    crate::queue_thread::main().unwrap();
+}
+
 fn ready() -> (Arc<Tap>, MirrorJob) {
     let tap = Tap::new(filled() as _);
     let job = MirrorJob::attach(&tap, empty() as _, blocking()).unwrap();
