@@ -14,6 +14,8 @@ pub struct NbdOptions {
     pub reconnect_delay: Duration,
     /// How long opening waits for a server that is not there yet.
     pub open_timeout: Duration,
+    /// How long connecting and the handshake may take, each time; `None` leaves it to the client.
+    pub handshake_timeout: Option<Duration>,
     /// How long a request waits for a server that does not answer, before the connection counts as lost;
     /// `None` as long as its host acknowledges.
     pub io_timeout: Option<Duration>,
@@ -26,6 +28,7 @@ impl NbdOptions {
             connections: None,
             reconnect_delay: Duration::ZERO,
             open_timeout: Duration::ZERO,
+            handshake_timeout: None,
             io_timeout: None,
         }
     }
@@ -33,6 +36,9 @@ impl NbdOptions {
     pub(crate) fn apply(self, mut options: ClientOptions) -> ClientOptions {
         if let Some(connections) = self.connections {
             options = options.connections(connections);
+        }
+        if let Some(limit) = self.handshake_timeout {
+            options = options.handshake_timeout(limit);
         }
         options
             .reconnect_delay(self.reconnect_delay)
