@@ -41,7 +41,7 @@ pub(crate) use bitmap::BitmapArgs;
 pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
 pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
-pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch};
+pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch, Via};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
 pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
@@ -82,7 +82,10 @@ Sizes take the suffixes K, M, G, T, P and E (or KiB etc.): powers of 1024.
 An image is a path or the URI of an NBD export:
   nbd://HOST[:PORT]/EXPORT  nbd+unix:///EXPORT?socket=PATH  and nbds://, nbds+unix:// with TLS,
   with ?tls-certificates=DIR (ca-cert.pem, client-cert.pem, client-key.pem) and &tls-hostname=NAME.
-A file with such a name is written ./nbd:... An existing image can also be named file:PATH,
+A file with such a name is written ./nbd:... Or it is the command of an NBD server that runs for
+this command alone, in brackets that are words of their own:
+  [ qemu-nbd -r -f vmdk disk.vmdk ]    [ nbdkit --filter=xz file disk.raw.xz ]
+What it serves is raw unless a format is given; a file named [ is written ./[. An existing image can also be named file:PATH,
 json:{..} or, with --image-opts, driver=FORMAT,file.filename=PATH.";
 
 /// Copies, converts and mirrors virtual disk images
@@ -321,7 +324,7 @@ mod tests {
     ];
 
     /// What ACCESS stands for.
-    const ACCESS: &str = "force_share lock image_opts allow_backing allow_protocols limits connections reconnect_delay open_timeout io_timeout";
+    const ACCESS: &str = "force_share lock image_opts allow_backing via allow_protocols limits connections reconnect_delay open_timeout io_timeout";
 
     /// What CHAIN stands for.
     const CHAIN: &str = "file format image_opts lock force allow_backing allow_protocols";

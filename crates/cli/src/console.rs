@@ -3,6 +3,7 @@
 //! What must hold: nothing is printed into a file that the command writes. A standard stream may lead there
 //! (`convert disk /dev/stdout > copy`, `convert disk copy > copy`).
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
@@ -34,6 +35,8 @@ pub(crate) struct Console<'a> {
     pub(crate) owns_process: bool,
     /// With `--progress=json` all that is written to `err`.
     lines: Option<Lines>,
+    /// What is printed in place of names that mean nothing outside of this process.
+    pub(crate) shown_names: Vec<(String, String)>,
     /// The service manager that follows this process, if one does.
     pub(crate) manager: Option<Notifier>,
 }
@@ -77,6 +80,7 @@ impl<'a> Console<'a> {
             as_json: false,
             owns_process: false,
             lines: None,
+            shown_names: Vec::new(),
             manager: None,
         }
     }
@@ -98,6 +102,7 @@ impl<'a> Console<'a> {
             as_json: false,
             owns_process: true,
             lines: None,
+            shown_names: Vec::new(),
             manager: Notifier::of_process(),
         }
     }
@@ -119,6 +124,7 @@ impl<'a> Console<'a> {
         if self.out.silent {
             return Err(Failure::failed("write: standard output: it is the file that the command writes"));
         }
+        let text = with_names(&self.shown_names, text, self.as_json);
         self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush()).map_err(|e| Failure::output(&e))
     }
 
@@ -168,6 +174,7 @@ impl<'a> Console<'a> {
     /// Writes `text` to `err` as it is, in one piece. A failure is ignored: no command depends on what it
     /// says there, and no other place is left to report it.
     pub(crate) fn say(&mut self, text: &str) {
+        let text = with_names(&self.shown_names, text, self.for_programs());
         let _ = self.err.write_all(text.as_bytes()).and_then(|()| self.err.flush());
     }
 
@@ -221,4 +228,17 @@ impl<'a> Console<'a> {
         let (program, text) = (self.voice.program(), self.voice.shown(&what.to_string()));
         self.say(&format!("{program}: {text}\n"));
     }
+}
+
+/// `text` with the second of each pair of `names` in place of the first; in JSON if `as_json`.
+pub(crate) fn with_names<'a>(names: &[(String, String)], text: &'a str, as_json: bool) -> Cow<'a, str> {
+    let mut text = Cow::Borrowed(text);
+    for (name, shown) in names {
+        if text.contains(name) {
+            let quoted = serde_json::Value::from(shown.as_str()).to_string();
+            let shown = if as_json { quoted.trim_matches('"') } else { shown };
+            text = Cow::Owned(text.replace(name, shown));
+        }
+    }
+    text
 }

@@ -21,7 +21,7 @@ use crate::meter::Meter;
 use crate::progress::{Phase, Reading};
 use crate::ranges::{self, RangesFile};
 use crate::report;
-use crate::{checkpoint, confine, lock_policy, prompt, qemu_words, space, target, verify};
+use crate::{captive, checkpoint, confine, lock_policy, prompt, qemu_words, space, target, verify};
 
 const TICK: Duration = Duration::from_millis(20);
 
@@ -78,6 +78,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     for note in source.notes() {
         console.note(note);
     }
+    captive::note_content(console, args, &**source.device());
     if let TargetFormat::Source = format {
         let no_format = || failure(args, ConvertError::NoFormat { target: args.target.clone() });
         let format = source.format().ok_or_else(no_format)?;

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use signal_hook::consts::SIGPIPE;
 
-use crate::qemu_words;
+use crate::quote::shell_word;
+use crate::{foreign, qemu_words};
 
 pub(crate) use detail::{Detail, object, remark};
 
@@ -141,7 +142,12 @@ impl From<blockmirror_image::Error> for Failure {
             Error::TargetUnclear { .. } => Some("--in-place writes into it, --atomic replaces it".to_owned()),
             Error::DataFileExists { .. } => Some("--force overwrites it".to_owned()),
             Error::Block(error) if is_claimed(error) => Some("--force overrides this".to_owned()),
-            Error::ForeignFormat { .. } => Some("-f raw opens it as raw".to_owned()),
+            Error::ForeignFormat { path, format } => Some(match foreign::suggestion(path, format) {
+                Some(command) => {
+                    format!("{command} reads it, and so does --via qemu-nbd; -f raw opens it as raw")
+                }
+                None => "-f raw opens it as raw".to_owned(),
+            }),
             // Another user of the image is of another kind.
             Error::Block(error) if error.operation() == "lock" && error.kind() == ErrorKind::Io => {
                 Some("--lock off disables locking".to_owned())
@@ -191,15 +197,6 @@ pub(crate) fn one_line(text: &str) -> String {
     out
 }
 
-/// `text` as one word of a shell command.
-pub(crate) fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+,:@%=".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.to_owned();
-    }
-    format!("'{}'", text.replace('\'', r"'\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,13 +204,5 @@ mod tests {
     #[test]
     fn a_message_stays_on_one_line() {
         assert_eq!(one_line("a\nb\u{1b}[2Jc\u{202e}d ü"), "a\\nb\\u{1b}[2Jc\\u{202e}d ü");
-    }
-
-    #[test]
-    fn a_word_can_be_pasted() {
-        assert_eq!(shell_word("/srv/images"), "/srv/images");
-        assert_eq!(shell_word("/srv/my images"), "'/srv/my images'");
-        assert_eq!(shell_word("it's"), r"'it'\''s'");
-        assert_eq!(shell_word(""), "''");
     }
 }

@@ -43,6 +43,7 @@ mod amend;
 mod args;
 mod bench;
 mod bitmap;
+mod captive;
 mod check;
 mod checkpoint;
 mod commit;
@@ -55,6 +56,7 @@ mod ctl;
 mod daemon;
 mod dd;
 mod failure;
+mod foreign;
 mod hash;
 mod info;
 mod inspect;
@@ -71,6 +73,7 @@ mod pid_file;
 mod progress;
 mod prompt;
 mod qemu_words;
+mod quote;
 mod ranges;
 mod rebase;
 mod report;
@@ -90,6 +93,7 @@ use std::process::ExitCode;
 use clap::FromArgMatches;
 
 use args::{Cli, Command, HELP_WIDTH, LogFormat};
+use captive::Captives;
 use console::Console;
 use failure::{Exit, Outcome};
 use voice::Explained;
@@ -112,6 +116,10 @@ pub fn run<A: Into<OsString> + Clone>(
 
 /// Runs one command on the standard streams, as the binary does. `RUST_LOG` says what is logged.
 pub fn run_here<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    if let Some(code) = captive::exec(&args) {
+        return code;
+    }
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     let mut console = Console::standard(&mut out, &mut err);
     if let Err(error) = interrupt::survive() {
@@ -127,33 +135,54 @@ fn run_on<A: Into<OsString>>(
 ) -> u8 {
     let (voice, words) = voice::choose(args.into_iter().map(Into::into).collect());
     console.voice = voice;
+    let taken = match voice.starts_servers() {
+        true => Captives::take(&words),
+        false => Ok((words.clone(), Captives::default())),
+    };
+    let (words, taken) = match taken {
+        Ok((words, captives)) => (words, Ok(captives)),
+        Err(failure) => (words, Err(failure)),
+    };
     console.as_json = voice.has_notes() && wants_json(&words, "--output");
     if voice.has_notes() && wants_json(&words, "--progress") {
         console.write_lines();
     }
-    let mut command = voice.definition();
+    let outcome = taken.and_then(|captives| run_words(console, &words, captives, start_log));
+    console.end(outcome)
+}
+
+/// Runs the command line `words`, in which the URIs of `captives` stand for them.
+fn run_words(
+    console: &mut Console<'_>,
+    words: &[OsString],
+    mut captives: Captives,
+    start_log: fn(Option<LogFormat>) -> Option<String>,
+) -> Outcome {
+    console.shown_names = captives.names();
+    let mut command = console.voice.definition();
     if !console.is_terminal {
         // Help is the same wherever it goes.
         command = command.term_width(HELP_WIDTH);
     }
-    let parsed = command.try_get_matches_from(&words).and_then(|matches| Cli::from_arg_matches(&matches));
-    let outcome = match parsed {
-        Ok(cli) => {
-            let problem = match console.has_lines() {
-                true => log::left_out(),
-                false => start_log(cli.log_format),
+    let parsed = command.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            return match console.voice.explain(&error, words) {
+                Explained::Print(text) => console.print(&text).map(|()| Exit::Done),
+                Explained::Fail(failure) => Err(failure),
             };
-            if let Some(problem) = problem {
-                console.note(problem);
-            }
-            run_command(console, cli.command)
         }
-        Err(error) => match voice.explain(&error, &words) {
-            Explained::Print(text) => console.print(&text).map(|()| Exit::Done),
-            Explained::Fail(failure) => Err(failure),
-        },
     };
-    console.end(outcome)
+    let problem = match console.has_lines() {
+        true => log::left_out(),
+        false => start_log(cli.log_format),
+    };
+    if let Some(problem) = problem {
+        console.note(problem);
+    }
+    let outcome = run_command(console, cli.command, &mut captives);
+    captives.finish(console, outcome)
 }
 
 /// Whether the command line gives `option` the value `json`, as far as it can be seen before it is
@@ -166,10 +195,17 @@ fn wants_json(words: &[OsString], option: &str) -> bool {
         || pairs.into_iter().any(|(name, value)| **name == *option && **value == *"json")
 }
 
-fn run_command(console: &mut Console<'_>, mut command: Command) -> Outcome {
+fn run_command(console: &mut Console<'_>, mut command: Command, captives: &mut Captives) -> Outcome {
     console.voice.settle(&mut command)?;
     names::settle(&mut command)?;
+    captives.via(&mut command)?;
+    console.shown_names = captives.names();
+    captives.check(&mut command)?;
+    if console.voice.has_notes() {
+        captive::note_guesses(console, &mut command);
+    }
     confine::enter(console, &command)?;
+    captives.start(console)?;
     match command {
         Command::Mirror(args) => copy::mirror(console, &args),
         Command::Convert(args) => copy::convert(console, &args),

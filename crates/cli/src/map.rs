@@ -7,7 +7,7 @@ use blockmirror_block::{BlockDevice, ByteRange, Visit};
 use blockmirror_image::{Image, MapRow, map};
 
 use crate::args::{MapArgs, Output};
-use crate::console::Console;
+use crate::console::{Console, with_names};
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::lock_policy;
 
@@ -39,7 +39,10 @@ pub(crate) fn run(console: &mut Console<'_>, args: &MapArgs) -> Outcome {
     .map_err(|e| Failure::output(&e))?;
     // A signal ends this command at once, so nothing is asked between rows.
     map(&*device, range, &mut |_| Visit::Continue(()), &mut |row| {
-        let row = if shows_context { in_context(row) } else { row };
+        let mut row = if shows_context { in_context(row) } else { row };
+        if let Some((_, file)) = &mut row.host {
+            *file = with_names(&console.shown_names, file, false).into_owned();
+        }
         let written = match args.output.output {
             Output::Json => {
                 let comma: &[u8] = if rows == 0 { b"" } else { b",\n" };

@@ -9,6 +9,7 @@ use blockmirror_qmp::{json, keyval};
 use serde_json::Value;
 
 use crate::args::{ChainArgs, Command, CopyArgs, DdArgs};
+use crate::captive;
 use crate::dd::Operands;
 use crate::failure::{Failure, Outcome};
 
@@ -141,7 +142,8 @@ fn parse(name: &Path, format: Option<Format>, options: bool, letter: &str) -> Ou
     if found.format.is_some() && format.is_some() {
         return Err(wrong(&format_args!("it contains the format; {letter} gives it again")));
     }
-    found.format = found.format.or(format);
+    let implied = captive::is_captive(&found.path).then_some(Format::Raw);
+    found.format = found.format.or(format).or(implied);
     Ok(found)
 }
 

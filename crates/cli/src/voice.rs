@@ -36,6 +36,9 @@ pub(crate) trait Voice: Sync {
     /// Whether there are notes about what does not stop a command.
     fn has_notes(&self) -> bool;
 
+    /// Whether brackets on the command line are captive servers.
+    fn starts_servers(&self) -> bool;
+
     /// `text`, fit to be written to a terminal.
     fn shown(&self, text: &str) -> String;
 

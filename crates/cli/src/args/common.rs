@@ -28,6 +28,15 @@ pub(crate) struct AccessArgs {
     #[arg(long, value_name = "DIR", help_heading = "Source")]
     pub(crate) allow_backing: Vec<PathBuf>,
 
+    /// Have qemu-nbd read the images whose format is recognised and not supported here (vmdk, vdi, vhdx, vpc
+    /// and others), as [ qemu-nbd -r -f FORMAT FILE ] does
+    #[arg(long, value_enum, value_name = "PROGRAM", help_heading = "Source")]
+    pub(crate) via: Option<Via>,
+
+    /// A captive server takes part.
+    #[arg(skip)]
+    pub(crate) captive: bool,
+
     /// Also open backing files named blkdebug:RULES:IMAGE or null-co://
     #[arg(long, help_heading = "Source")]
     pub(crate) allow_protocols: bool,
@@ -50,7 +59,8 @@ pub(crate) struct AccessArgs {
     )]
     pub(crate) reconnect_delay: u32,
 
-    /// How long to wait for an NBD server that is not running yet
+    /// How long to wait for an NBD server that is not running yet, and for a captive one until it answers
+    /// [default: 0; captive: 60]
     #[arg(
         long,
         value_name = "SECONDS",
@@ -80,6 +90,12 @@ pub(crate) struct LockArgs {
 pub(crate) enum Switch {
     On,
     Off,
+}
+
+/// A server that reads images in our place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Via {
+    QemuNbd,
 }
 
 #[derive(Debug, Args)]

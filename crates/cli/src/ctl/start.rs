@@ -14,8 +14,9 @@ use super::job::{Job, list};
 use super::watch::{ON_TERMINAL, Shown, draw};
 use crate::args::NewJobArgs;
 use crate::console::Console;
-use crate::failure::{Exit, Failure, Outcome, one_line, shell_word};
+use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
+use crate::quote::shell_word;
 
 /// A job that was started, and the monitor that it is at.
 pub(super) struct Started<'a> {

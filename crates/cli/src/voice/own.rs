@@ -31,6 +31,10 @@ impl Voice for Own {
         true
     }
 
+    fn starts_servers(&self) -> bool {
+        true
+    }
+
     fn shown(&self, text: &str) -> String {
         one_line(text)
     }

@@ -34,6 +34,10 @@ impl Voice for QemuImg {
         false
     }
 
+    fn starts_servers(&self) -> bool {
+        false
+    }
+
     /// Some messages have several lines.
     fn shown(&self, text: &str) -> String {
         text.split('\n').map(one_line).collect::<Vec<_>>().join("\n")

@@ -3,6 +3,7 @@
 mod amend;
 mod bitmap;
 mod book;
+mod captive;
 mod chain;
 mod chain_signals;
 mod common;
