@@ -5,6 +5,9 @@
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, reason = "a model that cannot go on has found something")]
 
+#[path = "shuttle/queues.rs"]
+mod queues;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
