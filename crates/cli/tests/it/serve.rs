@@ -283,3 +283,28 @@ fn an_inherited_socket_of_the_network_needs_tls() {
                 --tls-certificates encrypts, --no-tls serves without\n";
     assert_eq!(crate::process::output(child), (Some(2), want.to_owned()));
 }
+
+/// A daemon in the background works in `/`, and its nodes were named from where it was started.
+#[test]
+fn a_daemon_in_the_background_finds_a_server_that_was_away() {
+    let place = Place::new();
+    let bytes = blocks(&place, "disk");
+    let serving = Serving::start(&place, "--socket s -x disk disk", 1);
+    let node = "driver=nbd,node-name=peer,server.type=unix,server.path=s,export=disk,read-only=on,\
+                reconnect-delay=60,open-timeout=60";
+    let line = format!(
+        "daemon --daemonize --pidfile pid --blockdev {node} --nbd-server addr.type=unix,addr.path=own \
+         --export nbd,id=disk,name=disk,node-name=peer"
+    );
+    let started = shell(&place, ":", &line).stdout(Stdio::null()).status().unwrap();
+    assert_eq!(started.code(), Some(0));
+    assert_eq!(serving.end("TERM"), Some(0));
+    let serving = Serving::start(&place, "--socket s -x disk disk", 1);
+    let uri = format!("nbd+unix:///disk?socket={}", place.path("own").display());
+    let copied = place.ours(&format!("convert -q {uri} @copy"));
+    let pid = fs::read_to_string(place.path("pid")).unwrap();
+    assert!(Command::new("kill").arg(pid.trim()).status().unwrap().success());
+    assert_eq!((copied.code, copied.err.as_str()), (0, ""));
+    assert!(fs::read(place.path("copy")).unwrap() == bytes);
+    drop(serving);
+}

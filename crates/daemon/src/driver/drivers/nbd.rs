@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use blockmirror_nbd::{ClientError, ClientOptions, ClientStorage, NbdUri, TlsOptions};
+use blockmirror_nbd::{ClientError, ClientOptions, ClientStorage, NbdAddress, NbdUri, TlsOptions};
 use blockmirror_qmp::QmpError;
 
 use super::Driver;
@@ -69,6 +69,13 @@ impl Driver for Nbd {
         uri.tls |= options.tls_creds.is_some();
         let filename = uri.to_string();
         let address = address.unwrap_or_else(|| filename.clone());
+        // A lost connection is made anew from another directory: a daemon in the background works in `/`.
+        if let NbdAddress::Unix(path) = &mut uri.address
+            && !path.as_os_str().as_encoded_bytes().starts_with(b"\0")
+            && let Ok(absolute) = std::path::absolute(&*path)
+        {
+            *path = absolute;
+        }
         let seconds = |given: Option<u32>| Duration::from_secs(given.unwrap_or(0).into());
         let mut client = ClientOptions::new(uri)
             .writable(!opening.common.read_only)
