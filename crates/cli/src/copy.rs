@@ -203,7 +203,7 @@ fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConve
         if let Some(resumable) = resumable {
             interrupt.keeps(resumable);
         }
-        return target::announce(console, new, args.existing.clean, removed);
+        return target::announce(console, new, removed);
     }
     console.keep_out_of(prepared.files());
     for note in prepared.notes() {

@@ -67,7 +67,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CreateArgs) -> Outcome {
         Error::ChainUnknown { .. } => Failure::failed(format_args!("{error}; -u does not look")),
         error => new_failure(path, error),
     })?;
-    target::announce(console, &prepared, args.existing.clean, Some(&interrupt));
+    target::announce(console, &prepared, Some(&interrupt));
     let new = prepared.write_until(&|| interrupt.requested()).map_err(|error| {
         let failure = new_failure(path, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }

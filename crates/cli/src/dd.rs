@@ -104,7 +104,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DdArgs) -> Outcome {
     let prepared = convert.check(source).and_then(|checked| checked.prepare()).map_err(failure)?;
     let interrupt = Interrupt::watch()?;
     if let Some(new) = prepared.new_image() {
-        target::announce(console, new, args.existing.clean, Some(&interrupt));
+        target::announce(console, new, Some(&interrupt));
     }
     let ended = |error: ConvertError| {
         let failure = failure(error);

@@ -9,12 +9,7 @@ use crate::interrupt::Interrupt;
 /// Says how the files of a new image are written where that is not as usual, and what earlier runs left. What
 /// is printed later goes into none of them, and a signal that ends the process at once removes the temporary
 /// ones. Without an `interrupt` they stay, and what was copied can be gone on with.
-pub(crate) fn announce(
-    console: &mut Console<'_>,
-    prepared: &PreparedImage,
-    clean: bool,
-    interrupt: Option<&Interrupt>,
-) {
+pub(crate) fn announce(console: &mut Console<'_>, prepared: &PreparedImage, interrupt: Option<&Interrupt>) {
     console.keep_out_of(prepared.targets().filter_map(Target::file));
     if let Some(interrupt) = interrupt {
         interrupt.remove_at_end(prepared.targets().filter_map(Target::partial_path));
@@ -40,7 +35,7 @@ pub(crate) fn announce(
             let (path, size) = (left.path().display(), human_size(left.allocated()));
             let what = match left.failure() {
                 Some(why) => format!("cannot be removed ({why})"),
-                None if clean => "removed".to_owned(),
+                None if left.is_removed() => "removed".to_owned(),
                 None => "kept; --clean removes it".to_owned(),
             };
             console

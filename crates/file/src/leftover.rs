@@ -29,6 +29,7 @@ pub struct Leftover {
     /// The name of its sidecar, if it has one that is ours.
     sidecar: Option<OsString>,
     sidecar_path: Option<PathBuf>,
+    removed: bool,
     failure: Option<String>,
 }
 
@@ -54,6 +55,11 @@ impl Leftover {
         self.sidecar_path.as_deref()
     }
 
+    /// Whether it was removed.
+    pub fn is_removed(&self) -> bool {
+        self.removed
+    }
+
     /// Why it was not removed although that was wanted.
     pub fn failure(&self) -> Option<&str> {
         self.failure.as_deref()
@@ -71,6 +77,7 @@ impl Leftover {
             }
             _ => Some("it is in use".to_owned()),
         };
+        self.removed = self.failure.is_none();
     }
 }
 
@@ -93,7 +100,7 @@ pub(crate) fn find(location: &Location) -> Vec<Leftover> {
         let sidecar =
             Some(partial::sidecar_name(&name)).filter(|sidecar| partial::is_ours(location, sidecar));
         let sidecar_path = sidecar.as_ref().map(|sidecar| location.beside(sidecar));
-        Some(Leftover { name, path, file, allocated, sidecar, sidecar_path, failure: None })
+        Some(Leftover { name, path, file, allocated, sidecar, sidecar_path, removed: false, failure: None })
     });
     let mut found: Vec<_> = found.take(MOST).collect();
     let open = holders::open_files(&found.iter().map(|leftover| leftover.file).collect());

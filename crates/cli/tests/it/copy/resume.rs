@@ -150,7 +150,9 @@ fn a_changed_source_is_refused_until_the_user_says_what_to_do() {
         );
         assert_eq!(said, want);
         assert_eq!(temporary(&place), kept);
-        place.ours_ok(&format!("convert -q -f raw {way} @source @target"));
+        let ran = place.ours(&format!("convert -q -f raw {way} @source @target"));
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(ran.err.trim_end().ends_with(": removed"), "{ran:?}");
         place.ours_ok("compare -q -f raw -F raw @source @target");
         assert_eq!(place.names(), ["source", "target"]);
     }
