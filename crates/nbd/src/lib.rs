@@ -32,6 +32,8 @@
 pub mod client;
 pub mod proto;
 pub mod server;
+#[cfg(feature = "tls")]
+mod tls_error;
 mod uri;
 
 #[cfg(feature = "tls")]

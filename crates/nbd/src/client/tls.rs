@@ -17,6 +17,7 @@ use rustls::{
 };
 
 use super::error::ClientError;
+use crate::tls_error::words;
 
 /// Where systems keep the authorities that they trust.
 const SYSTEM_AUTHORITIES: [&str; 2] =
@@ -75,9 +76,9 @@ impl Tls {
         let own = options.directory.as_deref().map(own_certificate).transpose()?.flatten();
         let config = match own {
             None => builder.with_no_client_auth(),
-            Some((chain, key)) => builder
+            Some((shown, chain, key)) => builder
                 .with_client_auth_cert(chain, key)
-                .map_err(|e| ClientError::Tls(format!("the client's certificate: {e}")))?,
+                .map_err(|e| ClientError::Tls(format!("{}: {}", shown.display(), words(&e))))?,
         };
         Ok(Self { config: Arc::new(config), name })
     }
@@ -113,7 +114,8 @@ fn authorities(directory: Option<&Path>) -> Result<RootCertStore, ClientError> {
     Ok(store)
 }
 
-type Own = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+/// The file of the certificate, what it holds, and its key.
+type Own = (PathBuf, Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 /// The client's certificate and key, if they are there.
 fn own_certificate(directory: &Path) -> Result<Option<Own>, ClientError> {
@@ -124,7 +126,7 @@ fn own_certificate(directory: &Path) -> Result<Option<Own>, ClientError> {
     let chain = certificates(&certificate)?;
     let key = PrivateKeyDer::from_pem_file(&key)
         .map_err(|e| ClientError::Tls(format!("{}: {e}", key.display())))?;
-    Ok(Some((chain, key)))
+    Ok(Some((certificate, chain, key)))
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
@@ -140,7 +142,7 @@ pub(crate) fn cause(error: &std::io::Error) -> Option<ClientError> {
         TlsError::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the server's certificate is not from an authority that is trusted".into()
         }
-        other => other.to_string(),
+        other => words(other),
     }))
 }
 

@@ -15,6 +15,7 @@ use rustls::{RootCertStore, ServerConfig, ServerConnection};
 
 use super::ServerError;
 use super::socket::Socket;
+use crate::tls_error::words;
 
 /// Plain bytes that a session takes before they are encrypted and sent.
 const SEND_LIMIT: usize = 256 << 10;
@@ -87,7 +88,7 @@ pub fn x509_credentials(folder: &Path, verify_peer: bool) -> Result<Arc<ServerCo
     } else {
         builder.with_no_client_auth()
     };
-    let config = builder.with_single_cert(chain, key).map_err(|e| bad("server-cert.pem", &e))?;
+    let config = builder.with_single_cert(chain, key).map_err(|e| bad("server-cert.pem", &words(&e)))?;
     Ok(Arc::new(config))
 }
 
