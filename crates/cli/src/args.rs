@@ -43,7 +43,7 @@ pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch, Via};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
-pub(crate) use ctl::{CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
+pub(crate) use ctl::{CloseArgs, CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
 pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use inspect::InspectArgs;
@@ -306,11 +306,13 @@ mod tests {
         ("ctl", "socket"),
         (
             "ctl mirror",
-            "device target target_format job_id speed wait granularity sync copy_mode pivot keep_source",
+            "device target target_format job_id speed wait granularity sync copy_mode reconnect_delay pivot \
+             keep_source",
         ),
         ("ctl commit", "device top base job_id speed wait pivot"),
         ("ctl stream", "device base job_id speed wait"),
         ("ctl snapshot", "device file node_name backing_file"),
+        ("ctl close", "nodes"),
         ("ctl nodes", "output"),
         ("ctl bitmaps", "output"),
         ("ctl exports", "output"),

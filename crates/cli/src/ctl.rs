@@ -5,6 +5,7 @@
 
 mod added;
 mod chain;
+mod close;
 mod end;
 mod job;
 mod lists;
@@ -56,6 +57,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CtlArgs) -> Outcome {
         CtlCommand::Commit(args) => return chain::commit(console, &mut client, socket, args),
         CtlCommand::Stream(args) => return chain::stream(console, &mut client, socket, args),
         CtlCommand::Snapshot(args) => return snapshot::snapshot(console, &mut client, args),
+        CtlCommand::Close(args) => close::close(console, &mut client, args)?,
         CtlCommand::Nodes(style) => return lists::list_nodes(console, &mut client, style),
         CtlCommand::Bitmaps(style) => return lists::list_bitmaps(console, &mut client, style),
         CtlCommand::Exports(style) => return lists::list_exports(console, &mut client, style),

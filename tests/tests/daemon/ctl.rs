@@ -331,6 +331,11 @@ fn a_job_that_fails() {
     let ran = world.ctl(&["watch"]);
     assert_eq!(ran.code, 1);
     assert!(ran.stdout.contains("m: failed: "), "{}", ran.stdout);
+    world.must("job-dismiss", json!({"id": "m"}));
+    // Which of the two disks it was.
+    let said = world.output_of("mirror disk bad --wait");
+    assert!(said.starts_with("mirror0: failed: Input/output error (write: "), "{said}");
+    assert!(said.ends_with(")\n[1]"), "{said}");
 }
 
 /// As far as QEMU's own monitor carries: all but what only ours tells.

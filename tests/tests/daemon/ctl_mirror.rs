@@ -74,6 +74,17 @@ fn a_new_file_that_the_users_move_to() {
     let mut world = World::ours();
     world.output_of("mirror disk @new.qcow2 --pivot");
     assert_eq!(world.exported(), "ctl.mirror0");
+    let refused = world.output_of("close ctl.mirror0");
+    assert!(refused.starts_with("ctl.mirror0: ") && refused.contains("is in use by export"), "{refused}");
+    // What the users have left is closed, with the file below it.
+    assert_eq!(world.output_of("close disk"), "[0]");
+    assert_eq!(
+        world.output_of("close disk"),
+        "no node 'disk': there is ctl.mirror0, ctl.mirror0.file, copy\n[1]"
+    );
+    world.output_of("mirror ctl.mirror0 @third.qcow2 --pivot");
+    assert_eq!(world.output_of("close ctl.mirror0"), "[0]");
+    assert_eq!(world.node_names(), ["copy", "ctl.mirror1", "ctl.mirror1.file"]);
 }
 
 #[test]
@@ -164,11 +175,22 @@ fn targets_that_are_refused() {
                 "mirror disk @x.raw --job-id 1",
                 "--job-id: '1': an id begins with a letter, and has letters, digits, -, . and _\n[2]",
             ),
+            (
+                "mirror disk @x.raw --reconnect-delay 5",
+                "--reconnect-delay: '@x.raw' is no export of a server\n[2]",
+            ),
             ("mirror disk nbds://host/x", "nbds://host/x: with TLS it needs ?tls-certificates=DIR\n[2]"),
         ] {
             assert_eq!(world.output_of(line), want, "{line}");
         }
-        for target in ["@no/x.raw", "@short.raw", "nbd+unix:///x?socket=@nothing", "@disk -O raw"] {
+        assert_eq!(
+            world.output_of("mirror disk @short.raw"),
+            format!(
+                "@short.raw: it has {} bytes, and disk has {SIZE}: a mirror needs a target of the same length\n[1]",
+                SIZE / 2
+            )
+        );
+        for target in ["@no/x.raw", "nbd+unix:///x?socket=@nothing", "@disk -O raw"] {
             let line = format!("mirror disk {target} --wait");
             let output = world.output_of(&line);
             assert!(output.ends_with("\n[1]"), "{line}: {output}");
@@ -193,7 +215,9 @@ fn an_export_of_another_server() {
         other.must("block-export-add", export);
         let uri = format!("nbd+unix:///c?socket={}", other.path("nbd"));
         assert_eq!(
-            world.output_of(&format!("mirror disk {uri} --keep-source")).replace(&other.path(""), "@"),
+            world
+                .output_of(&format!("mirror disk {uri} --keep-source --reconnect-delay 60"))
+                .replace(&other.path(""), "@"),
             "mirror0: ready: disk -> nbd+unix:///c?socket=@nbd (raw)\n\
              mirror0: completed; the target is a copy, its users stay on the source\n[0]"
         );

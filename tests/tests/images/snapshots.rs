@@ -230,6 +230,7 @@ fn help() {
             "ctl SOCKET commit --help",
             "ctl SOCKET stream --help",
             "ctl SOCKET snapshot --help",
+            "ctl SOCKET close --help",
             "ctl SOCKET jobs --help",
             "ctl SOCKET set-speed --help",
             "ctl SOCKET complete --help",

@@ -20,7 +20,8 @@ Three ways to end a mirror:
   abort                     users stay on the source; the target is unusable
 
 What `mirror` has opened for its target is closed again by the last two, and
-when the job fails while a command waits for it.
+when the job fails while a command waits for it. After the first the source stays
+open, until `close` closes it.
 
 Examples:
   blockmirror ctl /run/qmp.sock mirror disk copy.qcow2 --pivot
@@ -57,6 +58,8 @@ pub(crate) enum CtlCommand {
     /// Take an external snapshot: a new image becomes the disk, and stands on what it was
     #[command(after_help = SNAPSHOT_EXAMPLES)]
     Snapshot(CtlSnapshotArgs),
+    /// Close nodes that nothing uses, such as the source of a mirror after the switch
+    Close(CloseArgs),
     /// List the nodes
     Nodes(OutputArgs),
     /// List the dirty bitmaps of all nodes
@@ -81,6 +84,13 @@ pub(crate) enum CtlCommand {
     /// left, and the estimated time left, or that the job does not converge: the disk is written as fast as
     /// it is copied. The exit code is 1 if a job failed or was cancelled.
     Watch(WatchArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CloseArgs {
+    /// Node names
+    #[arg(value_name = "NODE", required = true)]
+    pub(crate) nodes: Vec<String>,
 }
 
 #[derive(Debug, Args)]

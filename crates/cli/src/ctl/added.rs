@@ -95,6 +95,14 @@ impl Added {
         Ok(Self { nodes, objects, created: None })
     }
 
+    /// What `mirror` has opened below `node`, if it has opened that.
+    pub(super) fn below_target(client: &mut Client, node: &str) -> Result<Self, ClientError> {
+        let Some(job) = node.strip_prefix("ctl.") else { return Ok(Self::default()) };
+        let mut below = Self::by_job(client, job)?;
+        below.nodes.retain(|name| name != node);
+        Ok(below)
+    }
+
     /// Closes what `mirror` has opened as the target of the job `id`, which is over and has not pivoted.
     pub(super) fn close_target(console: &mut Console<'_>, client: &mut Client, id: &str) -> Outcome<()> {
         Self::by_job(client, id)?.remove(console, client);

@@ -36,13 +36,15 @@ pub(super) struct Follow {
     pub(super) end: Option<End>,
     /// Whether it is over and everything that was its is free again.
     pub(super) over: bool,
+    /// What was said of the error that it met last, where the server says it.
+    met: Option<String>,
     /// Whether it has come to another state since its figures were taken.
     stale: bool,
 }
 
 impl Follow {
     pub(super) fn new(job: Job) -> Self {
-        let mut follow = Self { job, end: None, over: false, stale: false };
+        let mut follow = Self { job, end: None, over: false, met: None, stale: false };
         follow.look();
         follow
     }
@@ -70,16 +72,29 @@ impl Follow {
     pub(super) fn hear(&mut self, event: &ReceivedEvent) {
         let text = |key| event.data.get(key).and_then(Value::as_str);
         match event.name.as_str() {
+            "BLOCK_JOB_ERROR" if text("device") == Some(&self.job.id) => {
+                self.met = text("message").map(str::to_owned);
+            }
             "BLOCK_JOB_COMPLETED" if text("device") == Some(&self.job.id) => {
                 self.end = Some(match text("error") {
-                    Some(error) => End::Failed(error.to_owned()),
+                    // The system's words alone do not say which disk it was.
+                    Some(error) => End::Failed(match &self.met {
+                        Some(met) if !error.contains(met) => format!("{error} ({met})"),
+                        _ => error.to_owned(),
+                    }),
                     None => End::Completed,
                 });
             }
             "BLOCK_JOB_CANCELLED" if text("device") == Some(&self.job.id) => self.end = Some(End::Cancelled),
             "JOB_STATUS_CHANGE" if text("id") == Some(&self.job.id) => match text("status") {
                 Some("null") => self.is_gone(),
-                _ => self.stale = true,
+                status => {
+                    self.stale = true;
+                    // It was resumed, and what stopped it is over.
+                    if status == Some("running") {
+                        self.met = None;
+                    }
+                }
             },
             _ => {}
         }

@@ -28,8 +28,31 @@ pub(super) struct Target {
     pub(super) is_overwritten: bool,
 }
 
-/// Opens the target of `args` for a mirror of `device`, under `names` if it is not a node already.
+/// Opens the target of `args` for a mirror of `device`, under `names` if it is not a node already. It is as
+/// long as `device`, as far as the server tells.
 pub(super) fn open(
+    client: &mut Client,
+    added: &mut Added,
+    args: &CtlMirrorArgs,
+    device: &Node,
+    names: &Names,
+) -> Outcome<Target> {
+    if args.reconnect_delay.is_some() && !is_uri(&args.target) {
+        let target = &args.target;
+        return Err(Failure::usage(format_args!("--reconnect-delay: '{target}' is no export of a server")));
+    }
+    let target = find_or_add(client, added, args, device, names)?;
+    let there = nodes(client)?.into_iter().find(|node| node.name == target.node);
+    match (there.as_ref().and_then(Node::size), device.size()) {
+        (Some(has), Some(needs)) if has != needs => Err(Failure::failed(format_args!(
+            "{}: it has {has} bytes, and {} has {needs}: a mirror needs a target of the same length",
+            args.target, device.name
+        ))),
+        _ => Ok(target),
+    }
+}
+
+fn find_or_add(
     client: &mut Client,
     added: &mut Added,
     args: &CtlMirrorArgs,
@@ -142,6 +165,9 @@ fn export(client: &mut Client, added: &mut Added, args: &CtlMirrorArgs, names: &
         _ => return Err(wrong(&"an abstract socket is not supported here")),
     };
     let mut file = json!({"driver": "nbd", "server": server, "export": uri.export});
+    if let Some(seconds) = args.reconnect_delay {
+        file["reconnect-delay"] = seconds.into();
+    }
     if uri.tls {
         let Some(folder) = &uri.tls_certificates else {
             return Err(wrong(&"with TLS it needs ?tls-certificates=DIR"));

@@ -78,6 +78,11 @@ pub(crate) struct CtlMirrorArgs {
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) copy_mode: Option<CopyMode>,
 
+    /// How long the target, an NBD export, may be away: the copy waits for it, and goes on. Without it a lost
+    /// connection is an error of the target, which ends the job
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) reconnect_delay: Option<u32>,
+
     /// Wait until the job is ready, and switch the users of DEVICE to the target
     #[arg(long, conflicts_with = "keep_source")]
     pub(crate) pivot: bool,
