@@ -32,6 +32,12 @@ macro_rules! pages {
 
 pages! {
     start_here
+    mirror_a_running_disk
+    replicate
+    recover
+    from_qemu_storage_daemon
+    tls
+    troubleshooting
 }
 
 fn folder() -> PathBuf {
