@@ -1,7 +1,8 @@
 //! The connections of one client: how many there are, which one a request uses, and what follows their loss.
 //!
-//! All connections belong to one *epoch* and are lost together: when one is lost, it is unknown whether the
-//! others still lead to the same run of the server, and whether a flush on them would cover its writes. For
+//! All connections belong to one *epoch* and are given up together: when one is lost, it is unknown whether
+//! the others still lead to the same run of the server, and whether a flush on them would cover its writes.
+//! What is in flight on the others is still answered there, before there is a new connection ([`retire`]). For
 //! the same reason a further connection is used only once the first has answered a request that was sent
 //! after the further one was there. There is no reconnection in the background: the first request that finds
 //! no connection makes one, and those that come meanwhile wait for it. Further connections are made by a
@@ -10,7 +11,9 @@
 
 mod reconnect;
 mod repeat_alone;
+mod retire;
 
+use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -50,6 +53,8 @@ struct State {
     epoch: u64,
     /// Empty while there is no connection.
     connections: Vec<Arc<ClientConnection>>,
+    /// Those that were beside a lost one, for the answers to what is in flight on them.
+    retired: Vec<Arc<ClientConnection>>,
     /// Whether a connection of this epoch beyond the first was tried.
     widened: bool,
     /// A request makes a connection, with these sockets so far.
@@ -113,7 +118,7 @@ impl Drop for InUse<'_> {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
         state.in_flight -= 1;
-        if state.is_one_alone && state.in_flight == 0 {
+        if state.is_one_alone && state.in_flight == 0 || !state.retired.is_empty() {
             self.pool.changed.notify_all();
         }
     }
@@ -152,6 +157,7 @@ impl ConnectionPool {
             state: Mutex::new(State {
                 epoch: 0,
                 connections: vec![Arc::new(connection)],
+                retired: Vec::new(),
                 widened: false,
                 connecting: false,
                 sockets: Vec::new(),
@@ -230,6 +236,11 @@ impl ConnectionPool {
                 Ok(())
             };
             match result {
+                // It does not cover what the lost connection may have written.
+                Ok(()) if !self.is_in_use(&connection) => {
+                    let error = ClientError::lost(io::ErrorKind::ConnectionReset.into());
+                    self.lost(&connection, error, &mut retry)?;
+                }
                 Ok(()) => {
                     self.succeeded(&connection, op);
                     // Reported only now: the flush itself may have met a loss.
@@ -359,8 +370,12 @@ impl ConnectionPool {
         if connection.epoch == state.epoch && !state.connections.is_empty() {
             let mut in_flight = state.in_flight;
             for other in std::mem::take(&mut state.connections) {
-                other.fail(error.clone());
                 in_flight += other.given_up();
+                if error.is_passing() && other.is_alive() && !std::ptr::eq(&*other, connection) {
+                    state.retired.push(other);
+                } else {
+                    other.fail(error.clone());
+                }
             }
             state.last_loss = Some(Loss { epoch: connection.epoch, in_flight });
             state.down_since.get_or_insert_with(Instant::now);
@@ -387,7 +402,8 @@ impl ConnectionPool {
     }
 
     fn abandon(&self, state: &mut State) {
-        for connection in std::mem::take(&mut state.connections) {
+        let retired = std::mem::take(&mut state.retired);
+        for connection in std::mem::take(&mut state.connections).into_iter().chain(retired) {
             connection.fail(ClientError::Cancelled);
         }
         for socket in std::mem::take(&mut state.sockets) {
@@ -414,18 +430,18 @@ impl ConnectionPool {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
     use blockmirror_block::cancel::CancelSource;
 
     use super::*;
     use crate::client::link::Link;
-    use crate::proto::ReplyFormat;
+    use crate::proto::{REPLY_SIMPLE_MAGIC, ReplyFormat};
     use crate::{ClientOptions, NbdUri};
 
-    /// A pool with one connection, and the server's end of that.
-    fn connected() -> (Arc<ConnectionPool>, UnixStream) {
+    /// A connection, and the server's end of it.
+    fn connection() -> (ClientConnection, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let socket = Arc::new(ClientSocket::Unix(ours));
         #[cfg(feature = "tls")]
@@ -441,8 +457,14 @@ mod tests {
             base: None,
             depth: None,
         };
+        (ClientConnection::new(link, export, 0, None), theirs)
+    }
+
+    /// A pool with one connection, and the server's end of that.
+    fn connected() -> (Arc<ConnectionPool>, UnixStream) {
+        let (connection, theirs) = connection();
         let connector = Connector::new(ClientOptions::new(NbdUri::unix("none", ""))).unwrap();
-        (ConnectionPool::new(connector, ClientConnection::new(link, export, 0, None)), theirs)
+        (ConnectionPool::new(connector, connection), theirs)
     }
 
     /// The calls of others failed as cancelled because this one was.
@@ -461,5 +483,24 @@ mod tests {
         assert!(pool.state.lock().last_loss.is_none());
         assert!(matches!(pool.flush(), Err(ClientError::Lost(_))));
         assert_eq!(pool.state.lock().last_loss.map(|loss| loss.epoch), Some(0));
+    }
+    /// The lost connection may have led to another run of the server, which had written.
+    #[test]
+    fn a_flush_that_is_answered_beside_a_lost_connection_covers_nothing() {
+        let (pool, mut server) = connected();
+        let (second, _theirs) = connection();
+        let second = Arc::new(second);
+        pool.state.lock().connections.push(Arc::clone(&second));
+        thread::scope(|scope| {
+            let flush = scope.spawn(|| pool.flush());
+            // It is on the first of two that are idle.
+            let mut request = [0; 28];
+            server.read_exact(&mut request).unwrap();
+            let lost = ClientError::lost(io::ErrorKind::ConnectionReset.into());
+            let _ = pool.lost(&second, lost, &mut pool.retry_state());
+            let reply = [&REPLY_SIMPLE_MAGIC.to_be_bytes(), &[0; 4][..], &request[8..16]].concat();
+            server.write_all(&reply).unwrap();
+            assert!(matches!(flush.join().unwrap(), Err(ClientError::Lost(_))));
+        });
     }
 }

@@ -366,6 +366,15 @@ fn many_threads_on_many_connections_get_their_own_replies() {
     assert_eq!(served.connections.load(Ordering::SeqCst), 3);
 }
 
+/// One of those that are counted, until its end.
+struct Running<'a>(&'a AtomicUsize);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 #[test]
 fn connections_are_lost_under_many_threads_and_every_byte_is_right() {
     let flags = Export::new().flags | TransmissionFlags::CAN_MULTI_CONN;
@@ -377,6 +386,8 @@ fn connections_are_lost_under_many_threads_and_every_byte_is_right() {
         for t in 0..6_u64 {
             let (disk, running) = (&disk, &running);
             scope.spawn(move || {
+                // Also if an assertion fails, so that the test ends.
+                let _running = Running(running);
                 for i in 0..200_u64 {
                     let offset = t * 100_000 + i * 497 % 90_000;
                     let data = vec![(t * 31 + i) as u8; 700];
@@ -385,7 +396,6 @@ fn connections_are_lost_under_many_threads_and_every_byte_is_right() {
                     disk.read_at(&mut back, offset).unwrap();
                     assert!(back == data);
                 }
-                running.fetch_sub(1, Ordering::SeqCst);
             });
         }
         // Hangs up now and then, wherever the others are.

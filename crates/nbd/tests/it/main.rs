@@ -4,6 +4,7 @@ mod client_blame;
 mod client_cancel;
 mod client_lies;
 mod client_reconnect;
+mod client_retired;
 mod client_server;
 mod client_zeroes;
 #[path = "../common/mod.rs"]

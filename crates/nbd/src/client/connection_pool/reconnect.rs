@@ -45,10 +45,18 @@ impl ConnectionPool {
     ) -> MutexGuard<'a, State> {
         state.connecting = true;
         let mine = state.cancelled;
+        let is_over = |state: &State| state.cancelled != mine || state.closed || cancel::is_cancelled();
+        state = self.drain_retired(state, &is_over);
+        if is_over(&state) {
+            // The next caller makes an attempt.
+            state.connecting = false;
+            self.changed.notify_all();
+            return state;
+        }
         if let Some(retry_time_left) = self.retry_time_left(&state, retry) {
             let pause = backoff(state.attempts, random()).min(retry_time_left);
             let end = Instant::now() + pause;
-            while state.cancelled == mine && !state.closed && !cancel::is_cancelled() {
+            while !is_over(&state) {
                 let left = end.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     break;
