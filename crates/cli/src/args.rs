@@ -12,6 +12,7 @@ mod common;
 mod copy;
 mod ctl;
 mod daemon;
+mod help;
 mod inspect;
 mod limits;
 mod look;
@@ -36,6 +37,8 @@ use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, HASH_EXAMPLES, INFO_EXAMPLES, MAP_E
 use serve::SERVE_EXAMPLES;
 use snapshot::SNAPSHOT_EXAMPLES;
 
+use crate::help::after_help;
+
 pub(crate) use bench::{BenchArgs, DdArgs};
 pub(crate) use bitmap::BitmapArgs;
 pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
@@ -46,6 +49,7 @@ pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CloseArgs, CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
 pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
 pub(crate) use daemon::DaemonArgs;
+pub(crate) use help::HelpArgs;
 pub(crate) use inspect::InspectArgs;
 pub(crate) use limits::{Limits, LimitsArgs};
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
@@ -57,40 +61,9 @@ pub(crate) use verify::{VerifyArgs, VerifyMode};
 /// Columns of the help where there is no terminal to fit.
 pub(crate) const HELP_WIDTH: usize = 100;
 
-const EXIT_CODES: &str = "\
-Exit codes:
-    0  success (compare: the images are identical)
-    1  failure (compare: the images differ; ctl complete, abort, watch: a job did not end as asked)
-    2  usage error, nothing was touched (compare: the images could not be compared)
-    3  copied, except for failed ranges, which are listed (`ignore`, --salvage; qemu-img: 0)
-       check: 0 no errors, 1 not checked, 2 corrupt, 3 leaks only, 63 nothing to check (raw)
-    4  refused (inspect: what was found is listed)
-    5  copied, but the target differs from the source (--verify): it is kept, the ranges are listed
-    6  ended by a signal; what is copied is kept, and the same command goes on there
-  141  the reader closed standard output (a copy continues)
-128+N  ended by signal N: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; an unfinished target has
-       been removed (ctl: jobs continue; serve and the daemon exit with 0)
-
-With --output=json an error is one JSON object on a line of standard error: class, message,
-exit-code; operation, path, offset and errno where they are known. With --progress=json it is in
-the last object on standard error, and no other text is there.
-
-SIGUSR1 makes a copy, a comparison or a check print a line of progress.
-
-Sizes take the suffixes K, M, G, T, P and E (or KiB etc.): powers of 1024.
-
-An image is a path or the URI of an NBD export:
-  nbd://HOST[:PORT]/EXPORT  nbd+unix:///EXPORT?socket=PATH  and nbds://, nbds+unix:// with TLS,
-  with ?tls-certificates=DIR (ca-cert.pem, client-cert.pem, client-key.pem) and &tls-hostname=NAME.
-A file with such a name is written ./nbd:... Or it is the command of an NBD server that runs for
-this command alone, in brackets that are words of their own:
-  [ qemu-nbd -r -f vmdk disk.vmdk ]    [ nbdkit --filter=xz file disk.raw.xz ]
-What it serves is raw unless a format is given; a file named [ is written ./[. An existing image can also be named file:PATH,
-json:{..} or, with --image-opts, driver=FORMAT,file.filename=PATH.";
-
 /// Copies, converts and mirrors virtual disk images
 #[derive(Debug, Parser)]
-#[command(name = "blockmirror", version, max_term_width = HELP_WIDTH, after_help = EXIT_CODES)]
+#[command(name = "blockmirror", version, max_term_width = HELP_WIDTH, after_help = after_help())]
 #[command(subcommand_required = true, arg_required_else_help = false, disable_help_subcommand = true)]
 pub(crate) struct Cli {
     /// Format of the log on standard error, which RUST_LOG=info (or error, warn, debug) asks for
@@ -173,6 +146,8 @@ pub(crate) enum Command {
     /// Mirror disks of a daemon in use, and list and control its jobs, over QMP
     #[command(after_help = CTL_EXAMPLES)]
     Ctl(CtlArgs),
+    /// Show the help of a command or a topic, or list them
+    Help(HelpArgs),
 }
 
 fn size(text: &str) -> Result<u64, SizeError> {
@@ -186,6 +161,7 @@ mod tests {
 
     use super::*;
     use crate::failure::Exit;
+    use crate::help::EXIT_CODES;
 
     #[test]
     fn the_definitions_hold_together() {
@@ -228,7 +204,7 @@ mod tests {
         let mut given: Vec<_> = given.iter().map(|exit| exit.code()).collect();
         given.sort_unstable();
         given.dedup();
-        let table = EXIT_CODES.split("\n\n").next().unwrap();
+        let table = EXIT_CODES;
         let lines = table.lines().skip(1);
         let listed = lines.filter_map(|line| line.trim_start().split_once("  ")?.0.parse::<u8>().ok());
         let mut listed: Vec<_> = listed.collect();
@@ -323,6 +299,7 @@ mod tests {
         ("ctl complete", "jobs keep_source wait"),
         ("ctl abort", "jobs"),
         ("ctl watch", "jobs json"),
+        ("help", "subject"),
     ];
 
     /// What ACCESS stands for.

@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal, Write};
 
 use blockmirror_image::FileId;
 
+use crate::args::HELP_WIDTH;
 use crate::failure::{Failure, Outcome, object, remark};
 use crate::log;
 use crate::notify::Notifier;
@@ -158,6 +159,12 @@ impl<'a> Console<'a> {
         if let Some(line) = self.lines.as_mut().and_then(|lines| lines.progress(phase, reading, wanted)) {
             self.say(&line);
         }
+    }
+
+    /// The command line, whose help is the same wherever it goes but to a terminal.
+    pub(crate) fn definition(&self) -> clap::Command {
+        let definition = self.voice.definition();
+        if self.is_terminal { definition } else { definition.term_width(HELP_WIDTH) }
     }
 
     /// Tells what does not stop the command, in a voice that has notes.

@@ -198,6 +198,9 @@ fn with_settings(
 /// files, and a signal that ends the process at once removes the temporary ones.
 fn announce(console: &mut Console<'_>, args: &CopyArgs, prepared: &PreparedConvert, interrupt: &Interrupt) {
     if let Some(new) = prepared.new_image() {
+        if args.target_format.is_none() && new.format() == Format::Raw {
+            target::raw_despite_name(&args.target).into_iter().for_each(|note| console.note(note));
+        }
         let resumable = prepared.resumable();
         let removed = resumable.is_none().then_some(interrupt);
         if let Some(resumable) = resumable {

@@ -17,6 +17,7 @@
 //! | `serve` | serve images over NBD |
 //! | `daemon` | serve disks over NBD and mirror them while in use, controlled over QMP |
 //! | `ctl` | mirror disks of a daemon, and control its jobs |
+//! | `help` | show the help of a command or a topic |
 //!
 //! Names and options are those of `qemu-img` and `qemu-storage-daemon` where they mean the same; `--help` has
 //! them all.
@@ -58,6 +59,7 @@ mod dd;
 mod failure;
 mod foreign;
 mod hash;
+mod help;
 mod info;
 mod inspect;
 mod interrupt;
@@ -92,7 +94,7 @@ use std::process::ExitCode;
 
 use clap::FromArgMatches;
 
-use args::{Cli, Command, HELP_WIDTH, LogFormat};
+use args::{Cli, Command, LogFormat};
 use captive::Captives;
 use console::Console;
 use failure::{Exit, Outcome};
@@ -159,12 +161,7 @@ fn run_words(
     start_log: fn(Option<LogFormat>) -> Option<String>,
 ) -> Outcome {
     console.shown_names = captives.names();
-    let mut command = console.voice.definition();
-    if !console.is_terminal {
-        // Help is the same wherever it goes.
-        command = command.term_width(HELP_WIDTH);
-    }
-    let parsed = command.try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = console.definition().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -228,5 +225,6 @@ fn run_command(console: &mut Console<'_>, mut command: Command, captives: &mut C
         Command::Serve(args) => serve::run(console, &args),
         Command::Daemon(args) => daemon::run(console, &args),
         Command::Ctl(args) => ctl::run(console, &args),
+        Command::Help(args) => help::run(console, &args),
     }
 }

@@ -79,7 +79,7 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             }
             Ok(())
         }
-        Command::Daemon(_) | Command::Ctl(_) => Ok(()),
+        Command::Daemon(_) | Command::Ctl(_) | Command::Help(_) => Ok(()),
     }
 }
 

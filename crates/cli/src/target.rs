@@ -1,10 +1,26 @@
 //! What the commands that make an image say about its files before they write them.
 
+use std::path::Path;
+
 use blockmirror_block::size::human_size;
 use blockmirror_image::{Format, InPlace, PreparedImage, Target};
 
 use crate::console::Console;
 use crate::interrupt::Interrupt;
+
+/// Names that images of other formats go by.
+const OTHER_FORMATS: [&str; 7] = ["qcow2", "qcow", "qed", "vmdk", "vdi", "vhd", "vhdx"];
+
+/// What is said of the target `path` that becomes raw because no format was given, where its name promises
+/// another one.
+pub(crate) fn raw_despite_name(path: &Path) -> Option<String> {
+    let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+    if !OTHER_FORMATS.contains(&&*extension) {
+        return None;
+    }
+    let how = if extension == "qcow2" { "; -O qcow2 makes a qcow2 image" } else { "" };
+    Some(format!("{}: it becomes a raw image, whatever its name says{how}", path.display()))
+}
 
 /// Says how the files of a new image are written where that is not as usual, and what earlier runs left. What
 /// is printed later goes into none of them, and a signal that ends the process at once removes the temporary

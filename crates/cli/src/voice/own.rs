@@ -56,6 +56,23 @@ impl Voice for Own {
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             return Explained::Print(error.render().to_string());
         }
+        match error.kind() {
+            ErrorKind::MissingSubcommand => {
+                return Explained::Fail(Failure::usage(
+                    "no command is given (`blockmirror help` lists them)",
+                ));
+            }
+            // The text of this one is the whole help.
+            ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                let help = error.render().to_string();
+                let usage = help.lines().find(|line| line.starts_with("Usage:")).unwrap_or_default();
+                return Explained::Fail(Failure::usage(format_args!(
+                    "arguments are missing; {} (see --help)",
+                    usage.replacen("Usage:", "usage:", 1)
+                )));
+            }
+            _ => {}
+        }
         let text = |kind| match error.get(kind) {
             Some(ContextValue::String(text)) => Some(text.as_str()),
             _ => None,

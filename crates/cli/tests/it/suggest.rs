@@ -25,3 +25,45 @@ fn a_word_that_is_nearly_right_is_asked_about() {
     // What other programs match under the other name is as it was.
     assert_eq!(place.ours("qemu-img convert -O qcow @a @b").err, "qemu-img: Unknown file format 'qcow'\n");
 }
+
+#[test]
+fn the_help_of_commands_and_topics_is_asked_for_by_name() {
+    let place = Place::new();
+    assert_eq!(place.ours("help convert").out, place.ours("convert --help").out);
+    assert_eq!(place.ours("help ctl mirror").out, place.ours("ctl x mirror --help").out);
+    let overview = place.ours("help").out;
+    let topics = overview.split_once("Topics").expect("topics are listed").1;
+    let topics: Vec<_> = topics.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(topics.len() > 3, "{overview}");
+    for topic in topics {
+        let said = place.ours(&format!("help {topic}"));
+        assert_eq!((said.code, said.err.as_str()), (0, ""), "{topic}");
+        assert!(said.out.lines().count() > 3, "{topic}: {}", said.out);
+    }
+    assert!(place.ours_fails("help exitcodes", 2).contains("did you mean exit-codes?"));
+    assert!(place.ours_fails("help ctl miror", 2).contains("\"ctl miror\"; did you mean mirror?"));
+    assert_eq!(place.ours("qemu-img help").code, 1);
+    let said = place.ours_fails("--log-format=text", 2);
+    assert!(said.ends_with("no command is given (`blockmirror help` lists them)"), "{said}");
+    let said = place.ours_fails("ctl", 2);
+    assert!(said.contains("usage: blockmirror ctl [OPTIONS] <SOCKET> <COMMAND>"), "{said}");
+}
+
+#[test]
+fn a_raw_target_whose_name_says_qcow2_is_pointed_out() {
+    let place = Place::new();
+    place.ours("create -q -f raw @a.raw 1M");
+    let said = place.ours("convert @a.raw @b.qcow2").err;
+    let note = "it becomes a raw image, whatever its name says; -O qcow2 makes a qcow2 image";
+    assert!(said.contains(note), "{said}");
+    assert!(place.ours("mirror @a.raw @c.vmdk").err.contains("whatever its name says"));
+    for line in [
+        "convert -O raw @a.raw @d.qcow2",
+        "convert -O qcow2 @a.raw @e.qcow2",
+        "mirror @e.qcow2 @f.qcow2",
+        "convert @a.raw @g.img",
+        "qemu-img convert @a.raw @h.qcow2",
+    ] {
+        assert!(!place.ours(line).err.contains("whatever its name"), "{line}");
+    }
+}

@@ -26,7 +26,7 @@ const NAMES: &[(&str, &str, &str)] = &[
 ];
 
 /// Commands that QEMU's program does not have.
-const OURS: [&str; 6] = ["mirror", "inspect", "hash", "serve", "daemon", "ctl"];
+const OURS: [&str; 7] = ["mirror", "inspect", "hash", "serve", "daemon", "ctl", "help"];
 
 /// The definition.
 pub(super) fn command() -> clap::Command {
@@ -114,6 +114,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
         Command::Serve(_) => return Err(unknown("serve")),
         Command::Daemon(_) => return Err(unknown("daemon")),
         Command::Ctl(_) => return Err(unknown("ctl")),
+        Command::Help(_) => return Err(unknown("help")),
         _ => {}
     }
     Ok(())
