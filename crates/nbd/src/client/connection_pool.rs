@@ -2,8 +2,8 @@
 //!
 //! All connections belong to one *epoch* and are given up together: when one is lost, it is unknown whether
 //! the others still lead to the same run of the server, and whether a flush on them would cover its writes.
-//! What is in flight on the others is still answered there, before there is a new connection ([`retire`]). For
-//! the same reason a further connection is used only once the first has answered a request that was sent
+//! What is in flight on the others is still answered there, before there is a new connection ([`retire`]).
+//! For the same reason a further connection is used only once the first has answered a request that was sent
 //! after the further one was there. There is no reconnection in the background: the first request that finds
 //! no connection makes one, and those that come meanwhile wait for it. Further connections are made by a
 //! thread of their own while the first is in use, because a server that accepts no more may leave them
@@ -55,6 +55,8 @@ struct State {
     connections: Vec<Arc<ClientConnection>>,
     /// Those that were beside a lost one, for the answers to what is in flight on them.
     retired: Vec<Arc<ClientConnection>>,
+    /// How long those may take.
+    retired_until: Option<Instant>,
     /// Whether a connection of this epoch beyond the first was tried.
     widened: bool,
     /// A request makes a connection, with these sockets so far.
@@ -118,7 +120,8 @@ impl Drop for InUse<'_> {
     fn drop(&mut self) {
         let mut state = self.pool.state.lock();
         state.in_flight -= 1;
-        if state.is_one_alone && state.in_flight == 0 || !state.retired.is_empty() {
+        let is_drained = state.release_retired();
+        if state.is_one_alone && state.in_flight == 0 || is_drained {
             self.pool.changed.notify_all();
         }
     }
@@ -158,6 +161,7 @@ impl ConnectionPool {
                 epoch: 0,
                 connections: vec![Arc::new(connection)],
                 retired: Vec::new(),
+                retired_until: None,
                 widened: false,
                 connecting: false,
                 sockets: Vec::new(),
@@ -266,11 +270,12 @@ impl ConnectionPool {
         }
         let connections = {
             let state = self.state.lock();
-            if state.connections.iter().all(|connection| connection.given_up() == 0) {
+            let all = || state.connections.iter().chain(&state.retired);
+            if all().all(|connection| connection.given_up() == 0) {
                 self.given_up.store(false, Ordering::SeqCst);
                 return Ok(());
             }
-            state.connections.clone()
+            all().map(Arc::clone).collect::<Vec<_>>()
         };
         connections
             .into_iter()
@@ -377,6 +382,9 @@ impl ConnectionPool {
                     other.fail(error.clone());
                 }
             }
+            if !state.retired.is_empty() {
+                state.retired_until = Some(Instant::now() + self.retire_limit());
+            }
             state.last_loss = Some(Loss { epoch: connection.epoch, in_flight });
             state.down_since.get_or_insert_with(Instant::now);
             // The reason of an earlier outage must not be reported for this one.
@@ -432,6 +440,7 @@ impl ConnectionPool {
 mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+    use std::time::Duration;
 
     use blockmirror_block::cancel::CancelSource;
 
@@ -441,8 +450,10 @@ mod tests {
     use crate::{ClientOptions, NbdUri};
 
     /// A connection, and the server's end of it.
-    fn connection() -> (ClientConnection, UnixStream) {
+    pub(super) fn connection() -> (ClientConnection, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        // As a connector sets it, so that a caller sees that it is cancelled.
+        ours.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let socket = Arc::new(ClientSocket::Unix(ours));
         #[cfg(feature = "tls")]
         let link = Link::new(socket, None);
@@ -461,7 +472,7 @@ mod tests {
     }
 
     /// A pool with one connection, and the server's end of that.
-    fn connected() -> (Arc<ConnectionPool>, UnixStream) {
+    pub(super) fn connected() -> (Arc<ConnectionPool>, UnixStream) {
         let (connection, theirs) = connection();
         let connector = Connector::new(ClientOptions::new(NbdUri::unix("none", ""))).unwrap();
         (ConnectionPool::new(connector, connection), theirs)

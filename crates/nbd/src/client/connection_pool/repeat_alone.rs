@@ -24,7 +24,7 @@ use crate::client::requests::Op;
 use crate::proto::Command;
 
 /// How long the others may take to end before one is repeated alone: as long as a disk has that is slow. They
-/// began after the loss, and wait for a server that answers.
+/// began after the loss, or beside it (`retire`), and wait for a server that answers.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
 
 /// No other request of the pool gets a connection while this lives.
@@ -102,6 +102,7 @@ impl ConnectionPool {
             state = cancel::wait(&self.changed, state, None);
         }
         state.is_one_alone = true;
+        state = self.drain_retired(state, &|state| !is_of_use(state, retry));
         let until = Instant::now() + DRAIN_LIMIT;
         while is_of_use(&state, retry) && state.in_flight > 0 {
             let left = until.saturating_duration_since(Instant::now());
