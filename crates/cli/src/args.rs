@@ -32,12 +32,11 @@ use change::{AMEND_EXAMPLES, CREATE_EXAMPLES, RESIZE_EXAMPLES};
 use copy::{CONVERT_EXAMPLES, MIRROR_EXAMPLES};
 use ctl::CTL_EXAMPLES;
 use daemon::DAEMON_EXAMPLES;
+use help::after_help;
 use inspect::INSPECT_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, HASH_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
 use serve::SERVE_EXAMPLES;
 use snapshot::SNAPSHOT_EXAMPLES;
-
-use crate::help::after_help;
 
 pub(crate) use bench::{BenchArgs, DdArgs};
 pub(crate) use bitmap::BitmapArgs;
@@ -49,7 +48,7 @@ pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CloseArgs, CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
 pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
 pub(crate) use daemon::DaemonArgs;
-pub(crate) use help::HelpArgs;
+pub(crate) use help::{HelpArgs, TOPICS, topic, topic_names};
 pub(crate) use inspect::InspectArgs;
 pub(crate) use limits::{Limits, LimitsArgs};
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
@@ -161,7 +160,6 @@ mod tests {
 
     use super::*;
     use crate::failure::Exit;
-    use crate::help::EXIT_CODES;
 
     #[test]
     fn the_definitions_hold_together() {
@@ -204,7 +202,7 @@ mod tests {
         let mut given: Vec<_> = given.iter().map(|exit| exit.code()).collect();
         given.sort_unstable();
         given.dedup();
-        let table = EXIT_CODES;
+        let table = help::EXIT_CODES;
         let lines = table.lines().skip(1);
         let listed = lines.filter_map(|line| line.trim_start().split_once("  ")?.0.parse::<u8>().ok());
         let mut listed: Vec<_> = listed.collect();

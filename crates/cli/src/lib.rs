@@ -161,7 +161,8 @@ fn run_words(
     start_log: fn(Option<LogFormat>) -> Option<String>,
 ) -> Outcome {
     console.shown_names = captives.names();
-    let parsed = console.definition().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed =
+        console.definition().try_get_matches_from(words).and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
