@@ -20,6 +20,8 @@ use std::sync::Arc;
 use blockmirror_block::{ByteRange, Result};
 
 pub(crate) use active::Moment;
+#[cfg(any(test, feature = "simulate"))]
+pub(crate) use active::{ActiveRegions, Update};
 pub(crate) use write_log::{Entry, LogPin, WriteLog};
 
 /// Regions that may be active when the caller does not say.

@@ -167,6 +167,12 @@ const SCENARIOS: &[Scenario] = &[
         weight: 1,
         schedule: targeted::queues,
     },
+    Scenario {
+        name: "log",
+        about: "a log of regions that differ, with little room; a crash at every step",
+        weight: 2,
+        schedule: targeted::log,
+    },
 ];
 
 /// A broken invariant.
@@ -330,6 +336,14 @@ mod tests {
     #[test]
     fn a_thousand_schedules_of_callers_that_never_wait_end() {
         let ends = tally("queues", 0..1000);
+        let reached = |end| ends.get(&end).copied().unwrap_or(0);
+        assert!(reached(End::Pivoted) > 100 && reached(End::Kept) > 100, "{ends:?}");
+        assert!(reached(End::Cancelled) > 20 && reached(End::Failed) > 20, "{ends:?}");
+    }
+
+    #[test]
+    fn a_thousand_schedules_with_a_log_have_what_differs_marked() {
+        let ends = tally("log", 0..1000);
         let reached = |end| ends.get(&end).copied().unwrap_or(0);
         assert!(reached(End::Pivoted) > 100 && reached(End::Kept) > 100, "{ends:?}");
         assert!(reached(End::Cancelled) > 20 && reached(End::Failed) > 20, "{ends:?}");

@@ -76,6 +76,9 @@ pub(super) struct Write {
     /// Its next step is not taken before this.
     pub(super) not_before: Duration,
     pub(super) asleep: Option<Sleep>,
+    /// It waits for its regions in the log, of which it has asked by this number.
+    pub(super) logs: bool,
+    pub(super) request: Option<u64>,
 }
 
 /// A caller that was refused and does not ask: until the view of the core is another, or this time.
@@ -127,6 +130,8 @@ impl Write {
             target: None,
             not_before: Duration::ZERO,
             asleep: None,
+            logs: false,
+            request: None,
         }
     }
 

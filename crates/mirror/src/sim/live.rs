@@ -5,8 +5,11 @@
 //! equal to the source and durable, so that every acknowledged write is in whatever survives; READY is
 //! emitted only when nothing but writes under way differs; nothing touches the target after the end; a bitmap
 //! that says what to copy covers, at any end, all that the target does not have; verbs are refused exactly
-//! where the table says.
+//! where the table says ([`operator`]); where the disks would differ after a crash, a log has the region
+//! marked ([`log`]).
 
+mod log;
+mod operator;
 mod reads;
 
 use std::time::Duration;
@@ -15,7 +18,8 @@ use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 use blockmirror_block::testing::Rng;
 
-use super::environment::{Environment, MODES, SPEEDS, contents, write_randomly};
+use self::log::SimLog;
+use super::environment::{Environment, MODES, contents, write_randomly};
 use super::guest::{Sleep, Workload, Write, wake_callers};
 use super::steps::Step;
 use super::workers::{Workers, moved_by, write};
@@ -23,8 +27,8 @@ use super::{End, Trace};
 use crate::error::Error;
 use crate::machine::{Admission, Core, Ending, Next};
 use crate::options::{BitmapMode, SyncMode};
-use crate::progress::{ErrorAction, Event, IoStatus, Operation, Progress};
-use crate::state::{JobState, Refused, Verb};
+use crate::progress::{ErrorAction, Event, IoStatus, Operation};
+use crate::state::{JobState, Verb};
 
 /// Steps after which the guest begin_one_in, nothing fails any more, and the operator only wants the end.
 const STEPS: u32 = 1500;
@@ -45,6 +49,8 @@ pub(super) struct ScenarioParams {
     pub(super) bitmap: Option<(DirtyBitmap, BitmapMode)>,
     /// Steps before the operator wants the end.
     pub(super) steps: u32,
+    /// The log that the job has: bytes of a region, and the most active regions.
+    pub(super) log: Option<(u64, usize)>,
 }
 
 impl ScenarioParams {
@@ -74,6 +80,7 @@ impl ScenarioParams {
             pre_attach_writes,
             bitmap: None,
             steps: STEPS,
+            log: None,
         };
         if params.environment.options.sync == SyncMode::Full
             && !params.environment.options.target_is_zero
@@ -133,7 +140,7 @@ pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trac
         params,
         environment,
         core,
-        workers: Workers::new(environment, params.bitmap.is_some()),
+        workers: Workers::new(environment, params.bitmap.is_some() || params.log.is_some()),
         now: Duration::ZERO,
         writes: Vec::new(),
         leaked: Vec::new(),
@@ -150,6 +157,7 @@ pub(super) fn run_params(mut rng: Rng, params: &ScenarioParams, trace: &mut Trac
         ended: None,
         still_read: None,
         kept: None,
+        log: params.log.map(|bounds| SimLog::new(environment.len(), bounds)),
         trace,
     };
     sim.run();
@@ -187,6 +195,8 @@ struct Sim<'w> {
     still_read: Option<u64>,
     /// What the target held when it was left behind.
     kept: Option<Vec<u8>>,
+    /// Until the job ends.
+    log: Option<SimLog>,
     trace: &'w mut Trace,
 }
 
@@ -227,6 +237,9 @@ impl Sim<'_> {
                     write.admission == Admission::SourceAndTarget && write.range.overlaps(moved)
                 };
                 assert!(!self.writes.iter().any(guest), "{:?} under a write of the guest", action.work);
+                if let Some(log) = self.log.as_mut().filter(|_| action.work.is_flush()) {
+                    log.flush_begins(action.id, self.core.not_copied());
+                }
                 self.workers.take(&mut self.rng, self.now, action);
             }
             Next::Wait(Some(until)) if self.workers.are_empty() => {
@@ -246,7 +259,12 @@ impl Sim<'_> {
             return;
         };
         let end = self.workers.perform_half(&mut self.core, &mut self.rng, self.now, index, self.trace);
+        if let Some((id, log)) = self.workers.flushed.take().zip(self.log.as_mut()) {
+            log.flush_succeeded(id);
+        }
         if let Some((id, ending)) = end {
+            // It ends before the job does.
+            self.log = None;
             self.trace.step(self.now, Step::JobDisks { id, ending });
             assert!(self.workers.are_empty(), "the end while something is in flight");
             self.perform_end(id, ending);
@@ -276,10 +294,10 @@ impl Sim<'_> {
             && self.rng.one_in(workload.begin_one_in)
         {
             let mut write = Write::random(&mut self.rng, len, workload);
-            if !workload.tickets {
-                write.ticket = self.core.on_guest_write(write.range);
+            write.logs = self.log.is_some();
+            if !write.logs {
+                self.begins(&mut write);
             }
-            self.trace.step(self.now, Step::GuestBegins { ticket: write.ticket, range: write.range });
             self.writes.push(write);
             return;
         }
@@ -297,8 +315,20 @@ impl Sim<'_> {
         }
     }
 
+    /// A write asks the job for admission from now on.
+    fn begins(&mut self, write: &mut Write) {
+        if !self.params.workload.tickets {
+            write.ticket = self.core.on_guest_write(write.range);
+        }
+        self.trace.step(self.now, Step::GuestBegins { ticket: write.ticket, range: write.range });
+    }
+
     /// One step of a write; whether more follow.
     fn step(&mut self, write: &mut Write) -> bool {
+        if write.logs {
+            self.enter_log(write);
+            return true;
+        }
         let workload = &self.params.workload;
         if write.admission != Admission::Wait
             && workload.leak_one_in > 0
@@ -339,6 +369,7 @@ impl Sim<'_> {
                 self.trace.step(self.now, Step::GuestEnds { ticket: write.ticket });
                 self.wrote(write.range);
                 self.core.guest_finished(write.ticket, ok, write.target.take().flatten());
+                self.leave_log(write.range);
                 return false;
             }
         }
@@ -402,70 +433,6 @@ impl Sim<'_> {
         self.wrote(write.range);
     }
 
-    fn operator(&mut self) {
-        let Progress { state, io_status, .. } = self.core.progress(self.now);
-        if self.closing && !self.leaked.is_empty() {
-            // Every other end waits for the writes under way.
-            let _ = self.core.force_cancel();
-            return;
-        }
-        if self.closing {
-            let _ = self.core.resume();
-            // Before it is ready a cancel gives the job up, and after a word for the pivot it takes that
-            // back.
-            let _ = match self.wish {
-                Ending::Keep if state == JobState::Running => Ok(()),
-                Ending::Keep => self.core.cancel(),
-                _ => self.core.complete(),
-            };
-            let _ = self.core.finalize();
-            return;
-        }
-        let verb = self.rng.pick(self.params.verbs);
-        let fatal = verb == Verb::ForceCancel
-            || (verb == Verb::Cancel && matches!(state, JobState::Running | JobState::Created));
-        if fatal && (self.params.fatal == 0 || !self.rng.one_in(self.params.fatal))
-            || verb == Verb::Pause && !self.rng.one_in(3)
-        {
-            return;
-        }
-        let answer = match verb {
-            Verb::Cancel => self.core.cancel(),
-            Verb::ForceCancel => self.core.force_cancel(),
-            Verb::Pause => self.core.pause(),
-            Verb::Resume => {
-                self.workers.faults.make_room();
-                let answer = self.core.resume();
-                if answer.is_ok() {
-                    assert_eq!(self.core.progress(self.now).io_status, IoStatus::Ok);
-                }
-                answer
-            }
-            Verb::SetSpeed => {
-                let speed = self.rng.pick(&SPEEDS);
-                self.core.set_speed(self.now, speed)
-            }
-            Verb::Change => {
-                let mode = self.rng.pick(&MODES);
-                self.core.change(mode)
-            }
-            Verb::Complete => self.core.complete(),
-            Verb::Finalize => self.core.finalize(),
-            Verb::Dismiss => self.core.dismiss(),
-            verb => panic!("{verb} is not known here"),
-        };
-        self.trace.step(self.now, Step::Asks { verb, answer });
-        // What an error has stopped can be resumed wherever it was.
-        let stopped = io_status != IoStatus::Ok;
-        let allowed = state.allows(verb) || (verb == Verb::Resume && state == JobState::Pending && stopped);
-        let ending = matches!(answer, Err(Refused::State { state: JobState::Waiting, .. }));
-        assert_eq!(
-            matches!(answer, Err(Refused::State { .. })),
-            !allowed || ending,
-            "{state} {verb}: {answer:?}"
-        );
-    }
-
     fn under_way(&self) -> Vec<ByteRange> {
         let begun = self.writes.iter().filter(|write| write.admission != Admission::Wait);
         let begun = begun.map(|write| write.range).chain(self.pre_attach_writes.iter().copied());
@@ -525,6 +492,7 @@ impl Sim<'_> {
         wake_callers(&mut self.writes, &self.core, self.now);
         let progress = self.core.progress(self.now);
         self.trace.step(self.now, Step::Shows(&progress));
+        self.log_step();
         assert!(progress.offset >= self.offset, "the offset goes back");
         assert!(progress.len >= progress.offset);
         self.offset = progress.offset;

@@ -241,3 +241,25 @@ pub(super) fn crowd(seed: u64, trace: &mut Trace) -> End {
     params.verbs = &[Verb::SetSpeed];
     live::run_params(rng, &params, trace)
 }
+
+/// A job with a log: any verb at any time, in few regions and with less room than there are.
+pub(super) fn log(seed: u64, trace: &mut Trace) -> End {
+    let mut rng = Rng::from_state(seed ^ 0x106);
+    let mut params = loop {
+        let params = ScenarioParams::random(&mut rng);
+        // All of the disk is copied, and nothing was written before the job: the log is attached first.
+        if params.environment.options.sync == SyncMode::Full
+            && params.bitmap.is_none()
+            && params.environment.len() > 0
+        {
+            break params;
+        }
+    };
+    params.pre_attach_writes = Vec::new();
+    params.environment.config.sync = SyncMode::Full;
+    let all = [ByteRange::new(0, params.environment.len())];
+    let interval = rng.pick(&[1 << 12, 1 << 15, 1 << 18]);
+    params.environment.config = params.environment.config.clone().with_log(&all, interval).unwrap();
+    params.log = Some((512 << rng.below(8), 1 + rng.index(8)));
+    live::run_params(rng, &params, trace)
+}

@@ -33,7 +33,9 @@ pub(super) struct Workers<'w> {
     pub(super) through: Vec<ByteRange>,
     /// What the target held at its last good flush. A job that copies a part of the disk may write to the
     /// rest what is there already; losing that must leave what was there.
-    durable: Option<Vec<u8>>,
+    pub(super) durable: Option<Vec<u8>>,
+    /// The flush that has just succeeded, by the id of its action.
+    pub(super) flushed: Option<u64>,
 }
 
 /// The bytes of the disk that an operation is about.
@@ -57,7 +59,7 @@ fn is_flush(work: Work) -> bool {
 }
 
 impl<'w> Workers<'w> {
-    /// No worker is busy yet. `part`: the job copies a part of the disk.
+    /// No worker is busy yet. `part`: the job copies a part of the disk, or may after a crash.
     pub(super) fn new(environment: &'w Environment, part: bool) -> Self {
         let durable = part.then(|| contents(&environment.target));
         Self {
@@ -67,6 +69,7 @@ impl<'w> Workers<'w> {
             unflushed: Vec::new(),
             through: Vec::new(),
             durable,
+            flushed: None,
         }
     }
 
@@ -163,6 +166,7 @@ impl<'w> Workers<'w> {
             } else if self.durable.is_some() {
                 self.durable = Some(contents(&self.environment.target));
             }
+            self.flushed = fault.is_none().then_some(op.action.id);
             self.unflushed.clear();
             self.through.clear();
         }
