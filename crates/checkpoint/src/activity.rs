@@ -94,7 +94,8 @@ impl ActivityLog {
         };
         let (kind, id, identity_crc) = (KIND_LIVE, random(), crc32c(&[text.as_bytes()]));
         let (generation, digests) = (0, false);
-        let header = Header { kind, id, generation, len, region, identity_len, identity_crc, digests };
+        let header =
+            Header { kind, id, generation, len, region, identity_len, identity_crc, digests, flags: 0 };
         if !header.is_possible() {
             return Err(too_large("such regions"));
         }

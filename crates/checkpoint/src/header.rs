@@ -29,6 +29,9 @@ const RECORDS: u64 = 128 << 10;
 /// The most regions of a disk: 2^20, so that a snapshot takes at most 128 KiB.
 pub const MAX_REGIONS: u64 = 1 << 20;
 
+/// The flag of a copy that is to be verified.
+pub(crate) const VERIFY: u32 = 1;
+
 /// No log has so many snapshots.
 const MAX_GENERATION: u64 = 1 << 62;
 
@@ -58,6 +61,8 @@ pub(crate) struct Header {
     pub(crate) identity_crc: u32,
     /// Whether each marked region has a digest.
     pub(crate) digests: bool,
+    /// Bits of [`VERIFY`].
+    pub(crate) flags: u32,
 }
 
 impl Header {
@@ -68,6 +73,7 @@ impl Header {
             && self.regions() <= MAX_REGIONS
             && self.identity_len as usize <= MAX_IDENTITY
             && self.generation < MAX_GENERATION
+            && (self.flags == 0 || (self.flags == VERIFY && self.kind == KIND_COPY))
     }
 
     /// How many regions the disk has.
@@ -123,6 +129,7 @@ impl Header {
         put(&self.region.to_be_bytes());
         put(&self.identity_len.to_be_bytes());
         put(&self.identity_crc.to_be_bytes());
+        put(&self.flags.to_be_bytes());
         let crc = crc32c(&[&bytes[..HEADER - 4]]);
         bytes[HEADER - 4..].copy_from_slice(&crc.to_be_bytes());
         bytes
@@ -148,6 +155,7 @@ impl Header {
             region: u64_at(48),
             identity_len: u32_at(56),
             identity_crc: u32_at(60),
+            flags: u32_at(64),
             digests,
         }))
     }
@@ -167,10 +175,11 @@ impl Header {
         let name = || storage.name().to_owned();
         let mut found = None;
         let mut generations = [None, None];
-        let mut unreadable = false;
+        let (mut unreadable, mut second_is_zero) = (false, true);
         for slot in [0, 1] {
             let mut bytes = [0; HEADER];
             storage.read_at(&mut bytes, slot * BLOCK)?;
+            second_is_zero = bytes == [0; HEADER];
             match Self::parse(&bytes) {
                 None => unreadable |= bytes != [0; HEADER],
                 Some(Err(version)) => return Err(Error::Version { name: name(), version }),
@@ -188,9 +197,13 @@ impl Header {
             }
         }
         let Some(header) = found else {
-            let mut first = [0; MAGIC.len()];
+            let mut first = [0; HEADER];
             storage.read_at(&mut first, 0)?;
-            return Err(match first == MAGIC {
+            let (magic, rest) = first.split_at(MAGIC.len());
+            // An interrupted creation leaves no more than that. One that has lost its headers may have ended.
+            let is_bare = rest.iter().all(|byte| *byte == 0) && second_is_zero;
+            return Err(match magic == MAGIC {
+                true if kind == KIND_LIVE && !is_bare => Error::Damaged { name: name(), what: "a header" },
                 true => Error::NotBegun { name: name() },
                 false => Error::NoCheckpoint { name: name() },
             });

@@ -14,7 +14,7 @@ use blockmirror_block::{self as block, ByteRange, ErrorKind, Storage};
 use crate::crc::crc32c;
 use crate::digests::{Digest, DigestTable};
 use crate::error::Error;
-use crate::header::{Header, KIND_COPY};
+use crate::header::{Header, KIND_COPY, VERIFY};
 use crate::identity::{Identity, MAX_IDENTITY};
 use crate::marked;
 use crate::record::{self, Replayed};
@@ -93,7 +93,8 @@ impl Checkpoint {
         };
         let identity_crc = crc32c(&[text.as_bytes()]);
         let (kind, id, generation) = (KIND_COPY, random(), 0);
-        let header = Header { kind, id, generation, len, region, identity_len, identity_crc, digests };
+        let header =
+            Header { kind, id, generation, len, region, identity_len, identity_crc, digests, flags: 0 };
         if !header.is_possible() {
             return Err(too_large("such regions"));
         }
@@ -178,6 +179,24 @@ impl Checkpoint {
     /// Whether each marked region has a digest.
     pub fn has_digests(&self) -> bool {
         self.table.is_some()
+    }
+
+    /// Whether the copy [is to be verified](Self::require_verification).
+    pub fn requires_verification(&self) -> bool {
+        self.header.flags & VERIFY != 0
+    }
+
+    /// Records, durably, that the copy is to be verified when it is complete: a later run that goes on with
+    /// it is to know.
+    ///
+    /// # Errors
+    /// As for [`mark`](Self::mark).
+    pub fn require_verification(&mut self) -> Result<(), Error> {
+        if self.requires_verification() {
+            return Ok(());
+        }
+        let (generation, flags) = (self.header.generation + 1, self.header.flags | VERIFY);
+        self.begin_area(Header { generation, flags, ..self.header }, self.regions.clone())
     }
 
     /// The digest that `region` was marked with; `None` if it is not marked, or the log has no digests.

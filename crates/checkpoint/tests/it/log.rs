@@ -62,6 +62,32 @@ fn one_that_was_made_invalid_is_none_and_stays_so() {
 }
 
 #[test]
+fn a_copy_that_is_to_be_verified_stays_so() {
+    for digests in [true, false] {
+        let storage = Arc::new(MemoryStorage::new());
+        let own = Arc::clone(&storage) as _;
+        let make = if digests { Checkpoint::create_with_digests } else { Checkpoint::create };
+        let mut log = make(own, 8 * REGION, REGION, Identity::new()).unwrap();
+        let mark = |log: &mut Checkpoint, region: u64| match digests {
+            true => log.mark_with(&[region..region + 1], &mut |_| [7; 16]).unwrap(),
+            false => log.mark(&[region..region + 1]).unwrap(),
+        };
+        mark(&mut log, 1);
+        assert!(!log.requires_verification());
+        log.require_verification().unwrap();
+        mark(&mut log, 3);
+        let mut log = Checkpoint::open(Arc::clone(&storage) as _).unwrap();
+        assert!(log.requires_verification());
+        assert_eq!(marked(&log), [1, 3]);
+        mark(&mut log, 5);
+        log.require_verification().unwrap();
+        let log = Checkpoint::open(storage).unwrap();
+        assert!(log.requires_verification());
+        assert_eq!(marked(&log), [1, 3, 5]);
+    }
+}
+
+#[test]
 fn a_region_that_lacks_a_byte_is_not_marked() {
     let storage = Arc::new(MemoryStorage::new());
     let mut log = new(&storage, 8);
