@@ -165,12 +165,15 @@ impl Opened {
             if storage.len().map_err(in_words)? == 0 {
                 return Err(GIVEN_UP.to_owned());
             }
-            let log = match ActivityLog::open(Arc::clone(&storage) as _) {
-                Err(checkpoint::Error::NotBegun { .. }) => Err(GIVEN_UP.to_owned()),
-                found => found.map_err(|error| error.to_string()),
-            }?;
-            Self::check(&log, &identity)?;
-            return Ok(Self { storage, log, is_new: false });
+            match ActivityLog::open(Arc::clone(&storage) as _) {
+                // Its creation was interrupted: no mirror has had it.
+                Err(checkpoint::Error::NotBegun { .. }) => {}
+                found => {
+                    let log = found.map_err(|error| error.to_string())?;
+                    Self::check(&log, &identity)?;
+                    return Ok(Self { storage, log, is_new: false });
+                }
+            }
         }
         // All is marked in it.
         let made = ActivityLog::create(Arc::clone(&storage) as _, len, region, identity);

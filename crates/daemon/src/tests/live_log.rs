@@ -198,13 +198,35 @@ fn a_log_is_refused_after_the_pivot_of_another_job() {
 fn a_log_without_contents_is_refused() {
     let mut client = Client::new();
     client.open_disks();
-    for contents in [&b""[..], b"BMCKPT\r\n"] {
-        fs::write(client.path("log"), contents).unwrap();
-        let args = client.args();
-        let text = client.refused("blockdev-mirror", args);
-        assert!(text.contains("it was given up, or never begun"), "{text}");
-        assert_eq!(fs::read(client.path("log")).unwrap(), contents);
+    fs::write(client.path("log"), b"").unwrap();
+    let args = client.args();
+    let text = client.refused("blockdev-mirror", args);
+    assert!(text.contains("it was given up, or never begun"), "{text}");
+    assert_eq!(fs::read(client.path("log")).unwrap(), b"");
+}
+
+/// The daemon was killed while it made the log, before it had begun the mirror.
+#[test]
+fn a_log_whose_creation_was_interrupted_is_made_anew() {
+    let mut client = Client::new();
+    client.open_disks();
+    for len in [8, 1 << 19] {
+        let mut contents = b"BMCKPT\r\n".to_vec();
+        contents.resize(len, 0);
+        fs::write(client.path("log"), &contents).unwrap();
+        assert_eq!(client.mirrored(), LEN);
+        assert!(client.is_equal());
+        client.finish("job-cancel");
     }
+    // One that has lost its headers is another thing.
+    let mut contents = fs::read(client.path("log")).unwrap();
+    for at in [100, 4196] {
+        contents[at] ^= 1;
+    }
+    fs::write(client.path("log"), &contents).unwrap();
+    let args = client.args();
+    let text = client.refused("blockdev-mirror", args);
+    assert!(text.ends_with("the checkpoint is damaged: a header"), "{text}");
 }
 
 #[test]
