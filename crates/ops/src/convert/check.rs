@@ -135,7 +135,9 @@ impl Convert {
             // What is no file has a checkpoint only where one is named.
             let planned = !beside || (source_shows_writes && !is_uri(&self.target));
             let (options, lock) = (options.clone(), self.target_access.locked());
-            return Ok(planned.then_some(PlannedCheckpoint { options, identity, lock, source_shows_writes }));
+            let verifies = self.verify.is_some();
+            let checkpoint = PlannedCheckpoint { options, identity, lock, source_shows_writes, verifies };
+            return Ok(planned.then_some(checkpoint));
         } else {
             "nothing says which storage the source is"
         };

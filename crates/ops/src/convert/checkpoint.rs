@@ -146,6 +146,8 @@ pub(super) struct PlannedCheckpoint {
     pub(super) lock: LockMode,
     /// Whether the source would show that it was written; otherwise digests of what was copied do.
     pub(super) source_shows_writes: bool,
+    /// Whether the copy is verified once it is complete.
+    pub(super) verifies: bool,
 }
 
 impl PlannedCheckpoint {
@@ -194,6 +196,13 @@ impl PlannedCheckpoint {
         Err(refused.because("it is a file of another user, or has several names").in_file(file.name()))
     }
 
+    /// Why a copy with this `log` is not gone on with by one that verifies nothing: an interrupted
+    /// verification would be passed over.
+    pub(super) fn lacks_verification(&self, log: &Checkpoint) -> Option<String> {
+        let lacks = log.requires_verification() && !self.verifies;
+        lacks.then(|| "it was to be verified, and is not to be any more (--verify)".to_owned())
+    }
+
     fn describe(&self, target: &Path, path: &Path, log: &Checkpoint, leftovers: &[Leftover]) -> Interrupted {
         let entry = |key| log.identity().get(key);
         let in_place = entry(IN_PLACE);
@@ -203,7 +212,7 @@ impl PlannedCheckpoint {
         let changed = match (differs, partial) {
             (Some(key), _) => Some(identity::explain(&key)),
             (None, None) if in_place.is_none() => Some("its temporary file is gone, or in use".to_owned()),
-            (None, _) => None,
+            (None, _) => self.lacks_verification(log),
         };
         Interrupted {
             partial: match (in_place, partial) {

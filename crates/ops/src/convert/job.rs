@@ -163,12 +163,25 @@ impl PreparedConvert {
     /// # Errors
     /// [`ConvertError`]; new files are gone then.
     pub fn start(self, stop: &(dyn Fn() -> bool + Sync)) -> Result<ConvertJob, ConvertError> {
+        self.start_with(stop, &mut |_, _| {})
+    }
+
+    /// The same; `on_read` gets how many bytes of how many that an interrupted run had copied have been read
+    /// again, before and after each region.
+    ///
+    /// # Errors
+    /// As for [`start`](Self::start).
+    pub fn start_with(
+        self,
+        stop: &(dyn Fn() -> bool + Sync),
+        on_read: &mut dyn FnMut(u64, u64),
+    ) -> Result<ConvertJob, ConvertError> {
         let Self { source, target, kind, mut mirror, bitmaps, compress, verify, .. } = self;
         let (image, new, recorder, no_checkpoint, unread) = match kind {
             Kind::Existing(image) => (*image, None, None, None, 0),
             Kind::New(new) => {
                 let copies = compress || verify.as_ref().is_some_and(Verification::sees_all_bytes);
-                let begun = new.begin(&source, &target, mirror, copies, stop)?;
+                let begun = new.begin(&source, &target, mirror, copies, stop, on_read)?;
                 mirror = begun.mirror;
                 (begun.image, Some(begun.new), begun.recorder, begun.no_checkpoint, begun.unread)
             }

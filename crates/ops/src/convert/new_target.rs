@@ -11,7 +11,7 @@ use blockmirror_mirror::MirrorOptions;
 
 use super::recorder::Recorder;
 use super::resume::PreparedCheckpoint;
-use super::resume_check::Check;
+use super::resume_check::{Check, OnRead};
 use super::{ConvertError, ConvertSource, reflink};
 
 /// A new image before it is written.
@@ -39,6 +39,7 @@ pub(super) struct Begun {
 
 impl NewTarget {
     /// Lays the image out, or takes it up; `copies`: all bytes pass through a compressor or a verification.
+    /// `on_read` is called while what was copied is read again.
     pub(super) fn begin(
         self,
         source: &ConvertSource,
@@ -46,6 +47,7 @@ impl NewTarget {
         mut mirror: MirrorOptions,
         copies: bool,
         stop: &(dyn Fn() -> bool + Sync),
+        on_read: OnRead<'_>,
     ) -> Result<Begun, ConvertError> {
         let Self { mut prepared, checkpoint, backing, open } = self;
         let hashed = checkpoint.as_ref().is_some_and(|checkpoint| checkpoint.digests);
@@ -73,7 +75,7 @@ impl NewTarget {
             let layers = mirror.counted_layers();
             let (source, leaves_out) = (source.device(), mirror.ignores_source_errors());
             let check = Check { source, target: image.device(), layers, leaves_out, stop };
-            unread = check.run(checked).map_err(|fault| fault.of(target, recorder.place()))?;
+            unread = check.run(&checked, on_read).map_err(|fault| fault.of(target, recorder.place()))?;
         }
         new.mend_crash()?;
         let image = opened(&new, &open)?;

@@ -89,10 +89,11 @@ impl Recorder {
             let differs = own.first_difference(log.identity(), &[]).map(|key| identity::explain(&key));
             let no_digests = || "its checkpoint has no digest of what was copied".to_owned();
             let differs = differs.or_else(|| (digests && !log.has_digests()).then(no_digests));
+            let differs = differs.or_else(|| planned.lacks_verification(&log));
             if let Some(what) = differs {
                 return Err(ConvertError::Changed { target: target.to_owned(), partial: copied_to, what });
             }
-            return Ok(recorder(log, true));
+            return Ok(recorder(verified(log, planned.verifies)?, true));
         }
         // One that was named may be there, and is to be begun anew.
         let there = matches!(planned.options.place, Place::File(_)) && path.exists();
@@ -104,12 +105,9 @@ impl Recorder {
         let identity = identity::with_place(planned.identity.clone(), &copy);
         let region = region_size(source.len(), image.cluster_size().unwrap_or(1));
         let file = Arc::new(file);
-        let storage = Arc::clone(&file) as _;
-        let log = match digests {
-            true => Checkpoint::create_with_digests(storage, source.len(), region, identity),
-            false => Checkpoint::create(storage, source.len(), region, identity),
-        };
-        let log = log.inspect_err(|_| {
+        let create = if digests { Checkpoint::create_with_digests } else { Checkpoint::create };
+        let log = create(Arc::clone(&file) as _, source.len(), region, identity);
+        let log = log.and_then(|log| verified(log, planned.verifies)).inspect_err(|_| {
             let _ = fs::remove_file(&path);
         })?;
         let recorder = recorder(log, false);
@@ -219,6 +217,14 @@ impl Recorder {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// The `log` of a copy, which has it that this is to be verified, if it is.
+fn verified(mut log: Checkpoint, verifies: bool) -> Result<Checkpoint, checkpoint::Error> {
+    if verifies {
+        log.require_verification()?;
+    }
+    Ok(log)
 }
 
 /// Marks what is not `missing` with its digests. A region of which a block could be read in pieces only has

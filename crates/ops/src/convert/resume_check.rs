@@ -92,17 +92,24 @@ pub(super) struct Check<'a> {
     pub(super) stop: &'a dyn Fn() -> bool,
 }
 
+/// Gets how many bytes of how many have been read again.
+pub(super) type OnRead<'a> = &'a mut dyn FnMut(u64, u64);
+
 impl Check<'_> {
     /// Reads the regions in `finished`: how many of them the source cannot read any more.
-    pub(super) fn run(&self, finished: impl IntoIterator<Item = Finished>) -> Result<u64, Fault> {
-        let mut unread = 0;
-        for region in finished {
+    pub(super) fn run(&self, finished: &[Finished], on_read: OnRead<'_>) -> Result<u64, Fault> {
+        let all = finished.iter().map(|region| region.range.len()).sum();
+        let (mut unread, mut done) = (0, 0);
+        for &region in finished {
+            on_read(done, all);
+            done += region.range.len();
             let read = match region.digest {
                 Some(digest) => self.compare_with(region, digest)?,
                 None => self.compare(region)?,
             };
             unread += u64::from(!read);
         }
+        on_read(done, all);
         Ok(unread)
     }
 
@@ -303,13 +310,15 @@ mod tests {
                 let [source, target] = both.map(|disk| disk as Arc<dyn BlockDevice>);
                 let (source, target) = (&source, &target);
                 let check = Check { source, target, layers: None, leaves_out: false, stop: &|| false };
-                match check.run(regions) {
+                let mut read = Vec::new();
+                match check.run(&regions, &mut |done, all| read.push((done, all))) {
                     Err(Fault::Changed(region, disk)) => assert_eq!((region.number, disk), (1, want)),
                     other => panic!("{other:?}"),
                 }
-                check.run([regions[0], regions[2]]).unwrap();
+                assert_eq!(read, [(0, 6 * BLOCK), (2 * BLOCK, 6 * BLOCK)]);
+                check.run(&[regions[0], regions[2]], &mut |_, _| {}).unwrap();
                 let stopped = Check { stop: &|| true, ..check };
-                assert!(matches!(stopped.run(regions), Err(Fault::Failed(_))));
+                assert!(matches!(stopped.run(&regions, &mut |_, _| {}), Err(Fault::Failed(_))));
             }
         }
     }
@@ -323,7 +332,8 @@ mod tests {
         let disk: Arc<dyn BlockDevice> = disk;
         for region in [true, false].map(|digest| finished(&*disk, 0, digest)) {
             let check = |source, target, leaves_out| {
-                Check { source, target, layers: None, leaves_out, stop: &|| false }.run([region])
+                Check { source, target, layers: None, leaves_out, stop: &|| false }
+                    .run(&[region], &mut |_, _| {})
             };
             faults.inject(DiskFault::on(OpKind::Read).forever());
             assert!(matches!(check(&faulty, &disk, false), Err(Fault::SourceUnread(_))));

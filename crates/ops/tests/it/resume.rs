@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 
 use blockmirror_image::{CreateSettings, Format, ImageName};
 use blockmirror_mirror::{JobState, MirrorOptions, OnError};
-use blockmirror_ops::{CheckpointOptions, Convert, ConvertError, ConvertOutcome};
+use blockmirror_ops::{CheckpointOptions, Convert, ConvertError, ConvertOutcome, Verify};
 use blockmirror_testing::qemu::{have, run};
 
 const MIB: u64 = 1 << 20;
@@ -225,6 +226,31 @@ fn a_copy_of_something_else_is_not_gone_on_with() {
 }
 
 /// A temporary file that is another one, or is cut, or is gone.
+/// A run that verified nothing finished the copy, and nothing said that the verification was missing.
+#[test]
+fn a_verification_that_was_interrupted_is_not_passed_over() {
+    for from_the_beginning in [true, false] {
+        let folder = Folder::new();
+        let place = CheckpointOptions::file(folder.path("log"));
+        let failing = folder.convert(Format::Raw, &place, true).mirror(options());
+        let failing = if from_the_beginning { failing.verify(Verify::Full) } else { failing };
+        assert!(matches!(go(&failing), Err(ConvertError::Interrupted(_))));
+        let plain = folder.convert(Format::Raw, &place, false);
+        let verifying = plain.clone().verify(Verify::Full);
+        if !from_the_beginning {
+            let checked = verifying.check(verifying.open_source().unwrap()).unwrap();
+            let job = checked.prepare().unwrap().start(&|| false).unwrap();
+            let stopped = job.finish_with(&mut |_| ControlFlow::Break(()));
+            assert!(matches!(stopped, Err(ConvertError::Interrupted(_))), "{stopped:?}");
+        }
+        assert_eq!(changed(&plain), "it was to be verified, and is not to be any more (--verify)");
+        assert_eq!(folder.names().len(), 2);
+        let outcome = go(&plain.clone().verify(Verify::Hash)).unwrap();
+        assert!(outcome.verified.is_some() && outcome.resumed > 0, "{outcome:?}");
+        folder.same(Format::Raw);
+    }
+}
+
 #[test]
 fn a_temporary_file_that_has_changed_is_not_gone_on_with() {
     let folder = Folder::new();
