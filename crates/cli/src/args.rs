@@ -46,7 +46,9 @@ pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch, Via};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CloseArgs, CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
-pub(crate) use ctl::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
+pub(crate) use ctl::{
+    CopyMode, CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs,
+};
 pub(crate) use daemon::DaemonArgs;
 pub(crate) use help::{HelpArgs, TOPICS, topic, topic_names};
 pub(crate) use inspect::InspectArgs;
@@ -280,7 +282,7 @@ mod tests {
         ("ctl", "socket"),
         (
             "ctl mirror",
-            "device target target_format job_id speed wait granularity sync copy_mode reconnect_delay pivot \
+            "device target target_format job_id speed wait granularity sync copy_mode reconnect_delay log pivot \
              keep_source",
         ),
         ("ctl commit", "device top base job_id speed wait pivot"),

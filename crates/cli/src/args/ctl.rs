@@ -9,7 +9,9 @@ use clap::{Args, Subcommand};
 use super::{OutputArgs, size};
 use start::{COMMIT_EXAMPLES, MIRROR_EXAMPLES, SNAPSHOT_EXAMPLES, STREAM_EXAMPLES};
 
-pub(crate) use start::{CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs};
+pub(crate) use start::{
+    CopyMode, CtlCommitArgs, CtlMirrorArgs, CtlSnapshotArgs, CtlStreamArgs, JobSync, NewJobArgs,
+};
 
 pub(super) const CTL_EXAMPLES: &str = "\
 Jobs are named by their ids. The id can be omitted if there is only one job.

@@ -14,10 +14,11 @@ use super::job::list;
 use super::node::{self, Node, nodes};
 use super::start::{Reached, Started, arguments, job_id};
 use super::target::{self, Target};
-use crate::args::{CompleteArgs, CtlMirrorArgs, JobArgs};
+use crate::args::{CompleteArgs, CopyMode, CtlMirrorArgs, JobArgs, JobSync};
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
+use crate::quote::shell_word;
 
 pub(super) fn mirror(
     console: &mut Console<'_>,
@@ -27,6 +28,9 @@ pub(super) fn mirror(
 ) -> Outcome {
     // From before anything is added: a signal that comes then is no reason to leave it.
     let interrupt = Interrupt::watch()?;
+    if args.log.is_some() && args.sync != JobSync::Full {
+        return Err(Failure::usage("--log: only a mirror with --sync full has a log"));
+    }
     let device = node::find(client, &args.device)?;
     let (there, jobs) = (nodes(client)?, list(client)?);
     let is_free = |id: &str| Names::of_job(id).are_free(&there, &jobs);
@@ -72,6 +76,9 @@ fn start(
     if let Some(mode) = args.copy_mode {
         arguments.insert("copy-mode".into(), mode.name().into());
     }
+    if let Some(log) = &args.log {
+        arguments.insert("x-log".into(), target::absolute(log)?.into());
+    }
     client.execute("blockdev-mirror", arguments.into())?;
     Ok(())
 }
@@ -84,8 +91,15 @@ fn follow(
     args: &CtlMirrorArgs,
     (device, target): (&Node, &Target),
 ) -> Outcome {
-    if target.is_overwritten {
-        console.note(format_args!("{}: it exists, and is overwritten", args.target));
+    match (target.is_overwritten, &args.log) {
+        (false, _) => {}
+        (true, None) => console.note(format_args!("{}: it exists, and is overwritten", args.target)),
+        (true, Some(_)) => {
+            console.note(format_args!("{}: it exists, and is overwritten where the log says so", args.target))
+        }
+    }
+    if args.log.is_some() {
+        say_how_it_goes_on(console, started, args, target);
     }
     let what = format!("{} -> {}", device.name, target.shown);
     if !(args.job.wait || args.pivot || args.keep_source) {
@@ -120,6 +134,38 @@ fn follow(
             Ok(Exit::Failed)
         }
     }
+}
+
+/// Prints the command that goes on with the mirror in another process of the server.
+fn say_how_it_goes_on(
+    console: &mut Console<'_>,
+    started: &Started<'_>,
+    args: &CtlMirrorArgs,
+    target: &Target,
+) {
+    let Some(log) = &args.log else { return };
+    let word = |word: &dyn std::fmt::Display| shell_word(&word.to_string());
+    let socket = shell_word(&started.socket.to_string_lossy());
+    let mut line = format!("blockmirror ctl {socket} mirror {} {}", word(&args.device), word(&args.target));
+    let mut option = |name: &str, value: Option<&dyn std::fmt::Display>| {
+        if let Some(value) = value {
+            line += &format!(" --{name} {}", word(value));
+        }
+    };
+    // A new file is an existing one then.
+    option("target-format", target.format.as_ref().map(|format| format as _));
+    option("job-id", Some(&started.id));
+    option("speed", args.job.speed.as_ref().map(|speed| speed as _));
+    option("granularity", args.granularity.as_ref().map(|bytes| bytes as _));
+    option("copy-mode", args.copy_mode.map(CopyMode::name).as_ref().map(|mode| mode as _));
+    option("reconnect-delay", args.reconnect_delay.as_ref().map(|seconds| seconds as _));
+    option("log", Some(&log.display()));
+    let flags = [(args.job.wait, " --wait"), (args.pivot, " --pivot"), (args.keep_source, " --keep-source")];
+    flags.iter().filter(|(given, _)| *given).for_each(|(_, flag)| line += flag);
+    console.report(&format!(
+        "{}: if the daemon dies, start it again, and before it exports the disk\n  {line}\n",
+        started.id
+    ));
 }
 
 fn say_ends(console: &mut Console<'_>, started: &Started<'_>, heading: &str) {

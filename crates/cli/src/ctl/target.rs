@@ -26,6 +26,8 @@ pub(super) struct Target {
     pub(super) shown: String,
     /// Whether it is a file that existed.
     pub(super) is_overwritten: bool,
+    /// The format that it was opened in, if it was opened here.
+    pub(super) format: Option<Format>,
 }
 
 /// Opens the target of `args` for a mirror of `device`, under `names` if it is not a node already. It is as
@@ -70,7 +72,8 @@ fn find_or_add(
             return Err(Failure::usage(format_args!("{name} is a node, which has a format already (-O)")));
         }
         refuse_existing(name, needs_backing)?;
-        return Ok(Target { node: name.clone(), shown: format!("node {name}"), is_overwritten: false });
+        let shown = format!("node {name}");
+        return Ok(Target { node: name.clone(), shown, is_overwritten: false, format: None });
     }
     let is_path = !name.starts_with("json:") && (name.contains('/') || format_of_name(name).is_some());
     if !is_path {
@@ -100,6 +103,7 @@ fn find_or_add(
         node: names.node.clone(),
         shown: format!("{name} ({format}{created})"),
         is_overwritten: found == Found::File,
+        format: Some(format),
     })
 }
 
@@ -184,7 +188,8 @@ fn export(client: &mut Client, added: &mut Added, args: &CtlMirrorArgs, names: &
     }
     let format = args.target_format.unwrap_or(Format::Raw);
     added.node(client, image(format, names, file))?;
-    Ok(Target { node: names.node.clone(), shown: format!("{name} ({format})"), is_overwritten: false })
+    let (node, shown) = (names.node.clone(), format!("{name} ({format})"));
+    Ok(Target { node, shown, is_overwritten: false, format: Some(format) })
 }
 
 /// The options of the node `names.node` for the image in `file`.

@@ -13,7 +13,8 @@ Examples:
   blockmirror ctl qmp.sock mirror disk copy.qcow2 --pivot
   blockmirror ctl qmp.sock mirror disk /backup/disk.raw --keep-source --speed 100M
   blockmirror ctl qmp.sock mirror disk 'nbd://host/disk' --copy-mode write-blocking --wait
-  blockmirror ctl qmp.sock mirror disk /dev/vg/disk --target-format raw";
+  blockmirror ctl qmp.sock mirror disk /dev/vg/disk --target-format raw
+  blockmirror ctl qmp.sock mirror disk /backup/disk.raw --log /var/lib/vm/disk.log";
 
 pub(super) const COMMIT_EXAMPLES: &str = "\
 Examples:
@@ -82,6 +83,12 @@ pub(crate) struct CtlMirrorArgs {
     /// connection is an error of the target, which ends the job
     #[arg(long, value_name = "SECONDS")]
     pub(crate) reconnect_delay: Option<u32>,
+
+    /// Keep in FILE what the target may lack, so that the mirror survives the death of the daemon
+    /// (blockmirror's daemon only): the same command with the same FILE goes on. Created if it does not
+    /// exist; the command to give then is printed. The disk is exported after the mirror was started
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
 
     /// Wait until the job is ready, and switch the users of DEVICE to the target
     #[arg(long, conflicts_with = "keep_source")]
