@@ -94,17 +94,12 @@ fn notify(
     background: bool,
 ) -> std::io::Result<thread::JoinHandle<()>> {
     let daemon = Arc::clone(daemon);
-    if background {
-        // The process that the manager has started is not this one.
-        manager.send(&format!("READY=1\nMAINPID={}", std::process::id()));
-    } else {
-        manager.send("READY=1");
-    }
+    manager.ready(background);
     thread::Builder::new().name("notify".into()).spawn(move || {
         loop {
             manager.status(&status(&daemon.jobs()));
             if daemon.quits_within(STATUS_INTERVAL) {
-                return manager.send("STOPPING=1");
+                return manager.stopping();
             }
         }
     })

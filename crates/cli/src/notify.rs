@@ -1,10 +1,10 @@
 //! What is sent to the service manager that started this process: the protocol of `sd_notify`.
 //!
 //! A datagram to the socket that `NOTIFY_SOCKET` names has a line `NAME=VALUE`, or several. Used by the
-//! daemon (ready, jobs, stopping) and by [`Console`](crate::console::Console) (where a command stands). What
-//! must hold: it never waits and never fails a command; a datagram that the manager does not take, or that a
-//! sandbox forbids, is lost. The only child process here is the daemon itself in the background, which is the
-//! service then and inherits the variable; no other is started.
+//! daemon and by `serve` (ready, jobs or clients, stopping), and by [`Console`](crate::console::Console)
+//! (where a command stands). What must hold: it never waits and never fails a command; a datagram that the
+//! manager does not take, or that a sandbox forbids, is lost. The only child process here is the daemon
+//! itself in the background, which is the service then and inherits the variable; no other is started.
 
 use std::ffi::OsStr;
 use std::io;
@@ -45,8 +45,21 @@ impl Notifier {
         Ok(Self { socket, to, said: None })
     }
 
+    /// Sends that the service is ready; `moved`, if this is not the process that the manager has started.
+    pub(crate) fn ready(&self, moved: bool) {
+        match moved {
+            true => self.send(&format!("READY=1\nMAINPID={}", std::process::id())),
+            false => self.send("READY=1"),
+        }
+    }
+
+    /// Sends that the service ends.
+    pub(crate) fn stopping(&self) {
+        self.send("STOPPING=1");
+    }
+
     /// Sends `message` at once.
-    pub(crate) fn send(&self, message: &str) {
+    fn send(&self, message: &str) {
         let _ = self.socket.send_to_addr(message.as_bytes(), &self.to);
     }
 

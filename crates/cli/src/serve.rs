@@ -56,7 +56,19 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ServeArgs) -> Outcome {
     let written = pid_file.as_ref().map_or(Ok(()), PidFile::write);
     if written.is_ok() {
         console.report(&notice);
-        wait(&interrupt, &gone, args.once.then_some(&clients));
+        // From here on the manager is sent what clients there are, and no longer where the command stands.
+        let mut manager = console.manager.take();
+        if let Some(manager) = &manager {
+            manager.ready(false);
+        }
+        wait(&interrupt, &gone, (&clients, args.once), || {
+            if let Some(manager) = &mut manager {
+                manager.status(&status(names.len(), clients.count()));
+            }
+        });
+        if let Some(manager) = &manager {
+            manager.stopping();
+        }
     }
     let closed = close(console, &server, images);
     if let (Some(file), Ok(())) = (pid_file, &written) {
@@ -76,12 +88,25 @@ fn options(args: &ServeArgs, clients: &Arc<Clients>) -> Outcome<ServerOptions> {
     Ok(options)
 }
 
-/// Waits for a signal, or for the end of the last of `clients`.
-fn wait(interrupt: &Interrupt, gone: &mpsc::Receiver<()>, clients: Option<&Arc<Clients>>) {
+/// What is served, on one line.
+fn status(exports: usize, clients: usize) -> String {
+    let counted = |count, thing| format!("{count} {thing}{}", if count == 1 { "" } else { "s" });
+    format!("{}, {}", counted(exports, "export"), counted(clients, "client"))
+}
+
+/// Waits for a signal, or, if that is to end it, for the end of the last of `clients`. Now and then calls
+/// `look`.
+fn wait(
+    interrupt: &Interrupt,
+    gone: &mpsc::Receiver<()>,
+    (clients, once): (&Clients, bool),
+    mut look: impl FnMut(),
+) {
     while !interrupt.requested() {
+        look();
         match gone.recv_timeout(GLANCE) {
             // Another client may have come since.
-            Ok(()) if clients.is_some_and(|clients| clients.are_gone()) => return,
+            Ok(()) if once && clients.are_gone() => return,
             Ok(()) | Err(RecvTimeoutError::Timeout) => {}
             // The server has it as long as there is one.
             Err(RecvTimeoutError::Disconnected) => return,

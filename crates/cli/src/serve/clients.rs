@@ -18,9 +18,14 @@ impl Clients {
         Self { connected: AtomicUsize::new(0), last_has_gone }
     }
 
+    /// How many there are now.
+    pub(super) fn count(&self) -> usize {
+        self.connected.load(Ordering::SeqCst)
+    }
+
     /// Whether there are none now.
     pub(super) fn are_gone(&self) -> bool {
-        self.connected.load(Ordering::SeqCst) == 0
+        self.count() == 0
     }
 }
 

@@ -99,6 +99,28 @@ fn a_daemon_in_the_background_says_which_process_it_is() {
     manager.hears("STOPPING=1");
 }
 
+#[test]
+fn serve_says_that_it_is_ready_who_is_connected_and_that_it_ends() {
+    let place = Place::new();
+    let manager = Manager::at(&place);
+    fs::write(place.path("disk"), vec![7; 1 << 20]).unwrap();
+    let mut command = shell(&place, ":", "serve --socket s -f raw disk");
+    let mut server =
+        Daemon(command.env("NOTIFY_SOCKET", place.path("notify")).stdout(Stdio::null()).spawn().unwrap());
+    assert_eq!(manager.hears("READY"), "READY=1");
+    assert_eq!(manager.hears("STATUS"), "STATUS=1 export, 0 clients");
+    // Ready: clients can connect.
+    let socket = fs::canonicalize(place.path("s")).unwrap();
+    let uri = format!("nbd+unix:///?socket={}", socket.display());
+    let client = blockmirror_nbd::ClientOptions::new(uri.parse().unwrap()).open().unwrap();
+    assert_eq!(manager.hears("1 client"), "STATUS=1 export, 1 client");
+    drop(client);
+    assert_eq!(manager.hears("0 clients"), "STATUS=1 export, 0 clients");
+    signal(&server.0, "TERM");
+    manager.hears("STOPPING=1");
+    assert_eq!(server.0.wait().unwrap().code(), Some(0));
+}
+
 /// Also by a name without a file.
 #[test]
 fn a_copy_says_where_it_stands() {
