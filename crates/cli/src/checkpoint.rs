@@ -181,6 +181,16 @@ pub(crate) fn not_gone_on(error: &ConvertError, interrupt: &Interrupt) -> Failur
     }
 }
 
+/// What a copy that is refused before it has gone on leaves as it was, to be followed by what else can be
+/// done. Empty if there is nothing.
+pub(crate) fn kept(prepared: &PreparedConvert) -> String {
+    let found = prepared.resumes().filter(|found| found.done > 0);
+    found.map_or_else(String::new, |found| {
+        let (done, len, partial) = (found.done, found.len, found.partial.display());
+        format!("{done} of {len} bytes are kept in {partial}: the same command goes on there; ")
+    })
+}
+
 /// How much there is.
 fn there(found: &Interrupted) -> String {
     format!("{} of {}", human_size(found.done), human_size(found.len))

@@ -117,7 +117,8 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
     confine::narrow(args, &prepared)?;
     let partial = prepared.partial_paths();
     let resumes = prepared.resumes().is_some_and(|found| found.done > 0);
-    let job = prepared.start(&|| interrupt.requested()).map_err(|error| {
+    let started = start(console, args, prepared, &interrupt);
+    let job = started.map_err(|error| {
         if resumes {
             return checkpoint::not_gone_on(&error, &interrupt);
         }
@@ -130,6 +131,24 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
         console.note(format_args!("{}: the copy goes without a checkpoint: {why}", args.target.display()));
     }
     follow(console, args, job, ranges, &interrupt)
+}
+
+/// Starts the job; shows how far what an interrupted one has copied has been read again.
+fn start(
+    console: &mut Console<'_>,
+    args: &CopyArgs,
+    prepared: PreparedConvert,
+    interrupt: &Interrupt,
+) -> Result<ConvertJob, ConvertError> {
+    let mut meter = None;
+    let started = prepared.start_with(&|| interrupt.requested(), &mut |done, all| {
+        let meter = meter.get_or_insert_with(|| Meter::new(console, &args.progress, Phase::Resume));
+        meter.show(console, &Reading::of_pass(done, all), interrupt.progress_wanted());
+    });
+    if let Some(mut meter) = meter {
+        meter.finish(console);
+    }
+    started
 }
 
 /// What the command line asks for, but for the options of a new target.

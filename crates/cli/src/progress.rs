@@ -17,6 +17,8 @@ pub(crate) use rate::RateWindow;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     Copy,
+    /// What an interrupted copy has copied is read again.
+    Resume,
     Verify,
     Commit,
     Rebase,
@@ -31,6 +33,7 @@ impl Phase {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
+            Self::Resume => "resume",
             Self::Verify => "verify",
             Self::Commit => "commit",
             Self::Rebase => "rebase",
@@ -45,6 +48,7 @@ impl Phase {
     pub(crate) fn verb(self) -> &'static str {
         match self {
             Self::Copy | Self::Commit => "done",
+            Self::Resume => "read again",
             Self::Verify => "verified",
             Self::Rebase | Self::Compare => "compared",
             Self::Check => "checked",

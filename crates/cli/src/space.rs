@@ -10,6 +10,7 @@ use blockmirror_image::FreeSpace;
 use blockmirror_ops::PreparedConvert;
 
 use crate::args::CopyArgs;
+use crate::checkpoint;
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
 use crate::interrupt::Interrupt;
@@ -38,7 +39,8 @@ pub(crate) fn check(
     let error = block::Error::new(ErrorKind::NoSpace, "copy")
         .in_file(args.target.display().to_string())
         .because(format!("up to {needed} are needed, and {free} are free"));
-    Err(Failure::failed(format_args!("{error}; --no-space-check copies all the same"))
+    let kept = checkpoint::kept(prepared);
+    Err(Failure::failed(format_args!("{error}; {kept}--no-space-check copies all the same"))
         .caused_by(Some(&error)))
 }
 

@@ -134,6 +134,21 @@ fn a_killed_copy_is_gone_on_with() {
     }
 }
 
+/// The line stood still while regions were read again.
+#[test]
+fn what_is_read_again_is_shown() {
+    let place = Place::new();
+    large(&place);
+    standing(&place, "").end("INT");
+    let ran = place.ours("convert -q -f raw --progress=json --resume=verify @source @target");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let lines = ran.err.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let shown: Vec<_> = lines.filter(|line| line["event"] == "progress").collect();
+    assert_eq!((&shown[0]["phase"], &shown[0]["done"]), (&"resume".into(), &0.into()), "{ran:?}");
+    assert_eq!(shown[0]["total"], LEN - DATA, "{ran:?}");
+    assert_eq!(shown.last().unwrap()["phase"], "copy", "{ran:?}");
+}
+
 #[test]
 fn a_changed_source_is_refused_until_the_user_says_what_to_do() {
     for way in ["--restart", "--clean"] {

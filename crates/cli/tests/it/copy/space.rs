@@ -87,6 +87,27 @@ fn a_device_that_is_too_short_for_the_image_keeps_what_it_holds() {
     assert_eq!(fs::read(&disk).unwrap(), vec![1; 10 << 20]);
 }
 
+/// It did not say where the copy is, nor that it is there yet.
+#[test]
+fn a_copy_that_is_to_go_on_and_does_not_fit_stays() {
+    let Some((place, _mount)) = place(12) else { return };
+    let line = "convert -q -f raw --buf-size 256K --checkpoint @log --checkpoint-interval 1M";
+    let first = place.ours_error(&format!("{line} --no-space-check @source @small/t"), 1);
+    let kept = |said: &str| {
+        let mut parts = said.trim_end().split("; ");
+        parts.find(|part| part.contains(" bytes are kept in ")).unwrap().to_owned()
+    };
+    assert!(first.contains("No space left on device"), "{first}");
+    let again = place.ours_error(&format!("{line} @source @small/t"), 1);
+    assert!(
+        again.contains("up to 12") && again.ends_with("; --no-space-check copies all the same\n"),
+        "{again}"
+    );
+    assert_eq!(kept(&again), kept(&first));
+    assert_eq!(fs::read_dir(place.path("small")).unwrap().count(), 1);
+    assert!(place.path("log").exists());
+}
+
 /// On a terminal the copy waits, and says what is missing.
 #[test]
 fn on_a_terminal_a_copy_waits_for_space() {
