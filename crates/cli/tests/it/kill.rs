@@ -1,6 +1,6 @@
 //! SIGKILL at random instants of a copy, and of copies that go on: the target is whole or is seen not to be,
-//! and little is copied again. `BLOCKMIRROR_KILLS` asks for more of them than the few of a test run (`cargo
-//! xtask kill`).
+//! and little is copied again. `BLOCKMIRROR_KILLS` asks for more of them than the few of a test run, and
+//! `BLOCKMIRROR_KILL_SEED` for other ones (`cargo xtask kill`).
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
@@ -73,7 +73,7 @@ impl Copy {
              source {}",
             self.target.name
         );
-        shell(&self.place, "exec 2>/dev/null", &line).stdout(Stdio::null()).spawn().unwrap()
+        shell(&self.place, "exec 2>said", &line).stdout(Stdio::null()).spawn().unwrap()
     }
 
     /// Starts a copy and kills it after `delay`: what it had written, or `None` if it had ended.
@@ -84,7 +84,10 @@ impl Copy {
         let written = written(&child);
         child.kill().unwrap();
         let status = child.wait().unwrap();
-        assert!(status.success() || status.code().is_none(), "{status}");
+        let said = fs::read_to_string(self.place.path("said")).unwrap_or_default();
+        assert!(status.success() || status.code().is_none(), "{:?}: {status}: {said}", self.cell);
+        // It may have been killed before it was there.
+        let _ = fs::remove_file(self.place.path("said"));
         self.target.wait_for_the_server();
         status.code().is_none().then_some(written)
     }
@@ -175,8 +178,9 @@ fn survives(cell: Cell, first: Duration, second: Option<Duration>) {
 
 #[test]
 fn a_copy_that_is_killed_at_any_instant_goes_on() {
-    let kills = std::env::var("BLOCKMIRROR_KILLS").ok().map_or(24, |kills| kills.parse().unwrap());
-    let (mut rng, cells) = (Rng::new(1, 0), cells());
+    let number = |name, default| std::env::var(name).ok().map_or(default, |text| text.parse().unwrap());
+    let kills = number("BLOCKMIRROR_KILLS", 24) as usize;
+    let (mut rng, cells) = (Rng::new(number("BLOCKMIRROR_KILL_SEED", 1), 0), cells());
     let time = |cell: &Cell| {
         let Some(copy) = Copy::new(*cell) else { return Duration::ZERO };
         let began = Instant::now();
@@ -190,4 +194,5 @@ fn a_copy_that_is_killed_at_any_instant_goes_on() {
         let (first, second) = (within(), within());
         survives(cell, first, (kill / cells.len() % 4 == 1).then_some(second));
     }
+    println!("{kills} instants, {} or more in each of {} cells", kills / cells.len(), cells.len());
 }
