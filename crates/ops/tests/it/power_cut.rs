@@ -8,94 +8,30 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
 
+mod history;
+mod live;
+
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::sync::Mutex;
-use blockmirror_block::testing::{Logged, MemoryDisk, MemoryStorage, RecordingStorage, Rng};
-use blockmirror_block::{
-    BlockDevice, ByteRange, Result, Storage, StorageExtent, StorageInfo, Visit, ZeroFlags,
-};
+use blockmirror_block::testing::{MemoryDisk, MemoryStorage, Rng};
+use blockmirror_block::{BlockDevice, ByteRange, Result, Storage};
 use blockmirror_checkpoint::{Checkpoint, Digest, Identity};
 use blockmirror_hash::block_digest;
 use blockmirror_mirror::{CheckpointSink, Checkpoints, MirrorJob, MirrorOptions};
 use blockmirror_qcow2::{CreateOptions, OpenOptions, Repair};
 use blockmirror_raw::{Raw, RawOptions};
+use history::{History, Part};
 
 const LEN: u64 = 2 << 20;
 const REGION: u64 = 64 << 10;
 const INTERVAL: u64 = 192 << 10;
 
-/// The log's storage. It notes how far the target's recording had come when each change began.
-#[derive(Debug)]
-struct Witness {
-    log: RecordingStorage,
-    target: Arc<RecordingStorage>,
-    /// Entries of the log's recording, and those of the target's before the last of them began.
-    moments: Mutex<Vec<(usize, usize)>>,
-}
-
-impl Witness {
-    fn seeing<T>(&self, change: impl FnOnce(&RecordingStorage) -> T) -> T {
-        let before = self.target.position();
-        let done = change(&self.log);
-        self.moments.lock().push((self.log.position(), before));
-        done
-    }
-
-    /// Entries of the target's recording that there were when the log's had so many.
-    fn target_at(&self, position: usize) -> usize {
-        let moments = self.moments.lock();
-        moments.iter().rev().find(|(log, _)| *log <= position).map_or(0, |(_, target)| *target)
-    }
-}
-
-impl Storage for Witness {
-    fn name(&self) -> &str {
-        "log"
-    }
-
-    fn len(&self) -> Result<u64> {
-        self.log.len()
-    }
-
-    fn info(&self) -> StorageInfo {
-        self.log.info()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.log.read_at(buf, offset)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.seeing(|log| log.write_at(buf, offset))
-    }
-
-    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-        self.seeing(|log| log.write_zeroes(range, flags))
-    }
-
-    fn discard(&self, range: ByteRange) -> Result<()> {
-        self.seeing(|log| log.discard(range))
-    }
-
-    fn allocate(&self, range: ByteRange) -> Result<()> {
-        self.seeing(|log| log.allocate(range))
-    }
-
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.seeing(|log| log.set_len(len))
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.seeing(Storage::flush)
-    }
-
-    fn extents(&self, range: ByteRange, visit: &mut dyn FnMut(StorageExtent) -> Visit) -> Result<()> {
-        self.log.extents(range, visit)
-    }
-}
+/// The storages of a copy's history.
+const TARGET: usize = 0;
+const LOG: usize = 1;
 
 #[derive(Debug)]
 struct Sink {
@@ -127,8 +63,9 @@ fn digest_of(disk: &dyn BlockDevice, region: u64) -> Digest {
 struct Copy {
     qcow2: bool,
     source: Arc<MemoryDisk>,
-    target: Arc<RecordingStorage>,
-    log: Arc<Witness>,
+    history: Arc<History>,
+    target: Arc<Part>,
+    log: Arc<Part>,
 }
 
 fn disk(storage: Arc<dyn Storage>, qcow2: bool) -> Arc<dyn BlockDevice> {
@@ -148,13 +85,13 @@ impl Copy {
             }
         }
         let source = Arc::new(MemoryDisk::with_contents(&bytes));
-        let (target, qcow2) = (Arc::new(RecordingStorage::default()), rng.one_in(2));
+        let (history, qcow2) = (Arc::new(History::default()), rng.one_in(2));
+        let target = history.part(TARGET, "target", Vec::new());
         match qcow2 {
             true => CreateOptions::new(LEN).create(&*target, None).unwrap(),
             false => target.set_len(LEN).unwrap(),
         }
-        let (own, moments) = (Arc::clone(&target), Mutex::default());
-        let log = Arc::new(Witness { log: RecordingStorage::default(), target: own, moments });
+        let log = history.part(LOG, "log", Vec::new());
         let storage = Arc::clone(&log) as _;
         let checkpoint = match rng.one_in(2) {
             true => Checkpoint::create_with_digests(storage, LEN, REGION, Identity::new()),
@@ -167,51 +104,23 @@ impl Copy {
         let image = disk(Arc::clone(&target) as _, qcow2);
         let job = MirrorJob::start_with_checkpoints(Arc::clone(&source) as _, image, options, checkpoints);
         job.unwrap().wait().unwrap();
-        Self { qcow2, source, target, log }
-    }
-
-    /// The target after a power cut when its recording had `position` entries.
-    fn target_after(&self, entries: &[Logged], position: usize, rng: &mut Rng) -> Vec<u8> {
-        let entries = &entries[..position];
-        let flushed = entries.iter().rposition(|entry| *entry == Logged::Flush).unwrap_or(0);
-        let lost = rng.below(4);
-        let mut bytes = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
-            let stays = index <= flushed || (lost > 0 && (lost == 1 || rng.one_in(2)));
-            // A length is set with the first of the writes that need it.
-            match entry {
-                Logged::SetLen(len) if stays => bytes.resize(*len as usize, 0),
-                Logged::Zero(range) if stays => {
-                    bytes.resize(bytes.len().max(range.end() as usize), 0);
-                    bytes[range.start() as usize..range.end() as usize].fill(0);
-                }
-                Logged::Write { offset, data } if stays => {
-                    let torn = index > flushed && lost == 3 && rng.one_in(3);
-                    let sectors = data.len() as u64 / 512;
-                    let len = if torn { rng.below(sectors + 1) as usize * 512 } else { data.len() };
-                    let at = *offset as usize;
-                    bytes.resize(bytes.len().max(at + len), 0);
-                    bytes[at..at + len].copy_from_slice(&data[..len]);
-                }
-                _ => {}
-            }
-        }
-        bytes
+        Self { qcow2, source, history, target, log }
     }
 
     /// Checks states until there are `most`; how many, and in how many of them something was done.
     fn check(&self, seed: u64, most: usize) -> (usize, usize) {
-        let (want, entries) = (self.source.contents().unwrap(), self.target.log());
+        let (want, entries) = (self.source.contents().unwrap(), self.target.own().log());
         let mut rng = Rng::new(seed, 1);
         let (mut points, mut telling) = (0, 0);
-        for point in self.log.log.crash_points() {
+        for point in self.log.own().crash_points() {
             let Ok(log) = Checkpoint::open(Arc::new(point.storage())) else { continue };
+            let at = self.history.position(TARGET, self.history.reaching(LOG, point.position()));
             for _ in 0..3 {
                 points += 1;
                 if points > most {
                     return (points - 1, telling);
                 }
-                let state = self.target_after(&entries, self.log.target_at(point.position()), &mut rng);
+                let state = self.target.after_cut(&entries, at, &mut rng);
                 telling += usize::from(log.marked_bytes() > 0);
                 self.check_state(&log, &state, &want, &format!("seed {seed}, {point}"));
                 if rng.one_in(16) {
@@ -262,9 +171,14 @@ impl Copy {
     }
 }
 
+/// How many states a test looks at: `few`, or as many as the environment asks for.
+fn states(few: usize) -> usize {
+    std::env::var("BLOCKMIRROR_POWER_CUTS").ok().map_or(few, |most| most.parse().unwrap())
+}
+
 #[test]
 fn what_the_log_says_is_done_the_target_has() {
-    let most = std::env::var("BLOCKMIRROR_POWER_CUTS").ok().map_or(600, |most| most.parse().unwrap());
+    let most = states(600);
     let (mut points, mut telling) = (0, 0);
     for seed in 0.. {
         let (more, some) = Copy::record(seed).check(seed, most - points);
