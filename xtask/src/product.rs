@@ -37,7 +37,7 @@ pub(crate) enum Product {
     Dist(Passed),
     /// Fail each request of operations on qcow2 images
     Faults(Passed),
-    /// Feed the NBD server, the NBD client, a daemon and the code of qcow2 hostile input
+    /// Feed the NBD server, the NBD client, a daemon, `inspect` and the code of qcow2 hostile input
     Fuzz(Passed),
     /// Try operations on images with every feature, beside QEMU
     Matrix(Passed),

@@ -1,6 +1,6 @@
 //! `cargo xtask fuzz`: peers that say almost the right thing, by the million, to what listens to strangers:
-//! the NBD server, the NBD client, and the daemon's QMP. Images that are almost right are in a program of
-//! their own (`xtask/fuzz/`), all but those that are read beside `qemu-img`.
+//! the NBD server, the NBD client, the daemon's QMP, and `inspect`. Images that are almost right are in a
+//! program of their own (`xtask/fuzz/`), all but those that are read beside `qemu-img`.
 //!
 //! Whole conversations are made, spoiled here and there and given to the real thing over real sockets. What
 //! must hold: nothing panics, nothing waits for ever, nothing is held afterwards, memory does not grow; and
@@ -8,6 +8,7 @@
 //! way in.
 
 mod client;
+mod inspect;
 mod mutants;
 mod qmp;
 mod server;
@@ -37,8 +38,8 @@ const HANG: Duration = Duration::from_secs(60);
 /// Panics of any thread since [`count_panics`].
 static PANICS: AtomicU64 = AtomicU64::new(0);
 
-/// Give broken conversations to the NBD server, the NBD client and the daemon's QMP, and damaged images to
-/// qcow2's code, alone and beside qemu-img
+/// Give broken conversations to the NBD server, the NBD client and the daemon's QMP, files of strangers to
+/// `inspect`, and damaged images to qcow2's code, alone and beside qemu-img
 #[derive(clap::Args)]
 pub(crate) struct Fuzz {
     /// What is fuzzed; everything if omitted, `image` and `parsers` too, which are in a program of their own
@@ -59,6 +60,8 @@ enum Target {
     Server,
     Client,
     Qmp,
+    /// Files from strangers, given to `inspect`
+    Inspect,
     /// Damaged qcow2 images, read beside qemu-img; a process each
     Mutants,
 }
@@ -125,6 +128,7 @@ impl Task for Fuzz {
                 Target::Server => self.throw("server", seed, &server::ServerListener::new()?)?,
                 Target::Client => self.throw("client", seed, &client::ClientListener::new(self.threads)?)?,
                 Target::Qmp => self.throw("qmp", seed, &qmp::QmpListener::new()?)?,
+                Target::Inspect => self.throw("inspect", seed, &inspect::InspectListener::new()?)?,
                 Target::Mutants => self.throw("mutants", seed, &mutants::MutantListener::new()?)?,
             }
         }

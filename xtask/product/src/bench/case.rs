@@ -18,8 +18,13 @@ pub(super) trait Case {
     /// Our words. `program` knows the command as well as the product itself does.
     fn our_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString>;
 
-    /// The peer's words.
-    fn peer_words(&self, source: &Path, target: &Path) -> Vec<OsString>;
+    /// The peer's words; `program` as for ours, which may be its own peer.
+    fn peer_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString>;
+
+    /// The fewest rounds that say anything.
+    fn rounds(&self) -> usize {
+        1
+    }
 
     /// Whether both did what they should, outside of the timing.
     fn judge(&self, qemu: Qemu, source: &Path, targets: [&Path; 2]) -> Outcome;

@@ -71,7 +71,7 @@ impl Case for Check {
         words
     }
 
-    fn peer_words(&self, source: &Path, _target: &Path) -> Vec<OsString> {
+    fn peer_words(&self, _program: &Path, source: &Path, _target: &Path) -> Vec<OsString> {
         let words = ["qemu-img", "check", "-q", "-f", "qcow2"].map(OsString::from);
         words.into_iter().chain([source.into()]).collect()
     }

@@ -1,5 +1,5 @@
 //! `cargo xtask bench guest`: what a mirror job leaves of its guest's disk, side by side with
-//! `qemu-storage-daemon`.
+//! `qemu-storage-daemon`; and what a log costs, side by side with the same job without one.
 //!
 //! The same fio writes 4 KiB at random over NBD to our daemon and to QEMU's in turns, each freshly started on
 //! the same image, while it mirrors to a new qcow2 image. Three stretches of a job are looked at: the copy of
@@ -73,6 +73,8 @@ struct Scene {
     stretch: Stretch,
     mode: Mode,
     granularity: u64,
+    /// Ours keeps a log, and beside it is ours without one.
+    log: bool,
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -141,8 +143,10 @@ impl Guest {
         for round in 0..self.rounds {
             // Whatever drifts on the machine hits both.
             for which in [round & 1, 1 - (round & 1)] {
-                let daemon = Daemon::start(&programs[which], qemu, &source, mib << 20, dir)?;
-                samples[which].push(self.sample(daemon, scene, programs[which].modes, round as u64)?);
+                let program = &programs[if scene.log { 0 } else { which }];
+                let daemon = Daemon::start(program, qemu, &source, mib << 20, dir)?;
+                let of_one = Scene { log: scene.log && which == 0, ..scene };
+                samples[which].push(self.sample(daemon, of_one, program.modes, round as u64)?);
             }
         }
         std::fs::remove_file(&source)?;
@@ -154,7 +158,7 @@ impl Guest {
         // What has no auto mode is best off in background.
         let mode = if modes.contains(&scene.mode) { scene.mode } else { Mode::Background };
         let speed = if scene.stretch == Stretch::Limited { self.speed * 1_000_000 } else { 0 };
-        let ask = Ask { mode, granularity: scene.granularity, speed };
+        let ask = Ask { mode, granularity: scene.granularity, speed, log: scene.log };
         let start = |daemon: &mut Daemon| -> Outcome<Instant> {
             daemon.start(ask)?;
             Ok(Instant::now())
@@ -193,18 +197,30 @@ impl Guest {
 
 impl Scene {
     fn all() -> impl Iterator<Item = Self> {
-        let alone = Self { stretch: Stretch::Alone, mode: Mode::Background, granularity: 0 };
+        let alone = Self { stretch: Stretch::Alone, mode: Mode::Background, granularity: 0, log: false };
+        let logged = [Mode::Background, Mode::WriteBlocking].map(|mode| Self {
+            stretch: Stretch::Ready,
+            mode,
+            granularity: 64 << 10,
+            log: true,
+        });
         let jobs = [Stretch::Bulk, Stretch::Limited, Stretch::Ready].into_iter().flat_map(|stretch| {
             [Mode::Background, Mode::WriteBlocking, Mode::Auto].into_iter().flat_map(move |mode| {
-                GRANULARITIES.into_iter().map(move |granularity| Self { stretch, mode, granularity })
+                GRANULARITIES.into_iter().map(move |granularity| Self {
+                    stretch,
+                    mode,
+                    granularity,
+                    log: false,
+                })
             })
         });
-        std::iter::once(alone).chain(jobs)
+        std::iter::once(alone).chain(jobs).chain(logged)
     }
 
     fn name(&self) -> String {
         match self.stretch {
             Stretch::Alone => "alone".into(),
+            _ if self.log => format!("x-log {:?}", self.mode).to_lowercase(),
             stretch => format!("{stretch:?} {:?} {} KiB", self.mode, self.granularity >> 10).to_lowercase(),
         }
     }

@@ -88,6 +88,8 @@ pub(super) struct Ask {
     pub(super) granularity: u64,
     /// Bytes per second; 0 is no limit.
     pub(super) speed: u64,
+    /// The job keeps a log; for our daemon only.
+    pub(super) log: bool,
 }
 
 /// Where a job stands.
@@ -190,7 +192,7 @@ impl Live {
                 if !name.contains(&self.only) {
                     continue;
                 }
-                let row = self.row(&name, &mut subject, Ask { mode, granularity, speed: 0 });
+                let row = self.row(&name, &mut subject, Ask { mode, granularity, speed: 0, log: false });
                 let row = row.map_err(|e| format!("{name}: {e}"))?;
                 println!("{}", row.line());
                 rows.push(row);

@@ -72,7 +72,42 @@ pub(super) fn copies(scale: Scale) -> Vec<Box<dyn Case>> {
             compress: None,
         },
     ];
-    copies.into_iter().map(|copy| Box::new(copy) as Box<dyn Case>).collect()
+    let checkpoint = Checkpoint(mixed("checkpoint", "raw", "raw"));
+    let copies = copies.into_iter().map(|copy| Box::new(copy) as Box<dyn Case>);
+    copies.chain([Box::new(checkpoint) as Box<dyn Case>]).collect()
+}
+
+/// A copy with a checkpoint, side by side with itself without one.
+#[derive(Debug)]
+struct Checkpoint(Copy);
+
+impl Case for Checkpoint {
+    fn name(&self) -> &'static str {
+        self.0.name
+    }
+
+    fn make_source(&self, qemu: Qemu, dir: &Path) -> Outcome<PathBuf> {
+        self.0.make_source(qemu, dir)
+    }
+
+    fn our_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
+        let mut words = self.0.our_words(program, source, target);
+        // It goes with the end of the copy.
+        words.extend(["--checkpoint".into(), target.with_extension("log").into()]);
+        words
+    }
+
+    fn peer_words(&self, program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
+        self.0.our_words(program, source, target)
+    }
+
+    fn judge(&self, qemu: Qemu, source: &Path, targets: [&Path; 2]) -> Outcome {
+        self.0.judge(qemu, source, targets)
+    }
+
+    fn rounds(&self) -> usize {
+        11
+    }
 }
 
 impl Copy {
@@ -127,7 +162,7 @@ impl Case for Copy {
     }
 
     /// `qemu-img convert` with its defaults.
-    fn peer_words(&self, source: &Path, target: &Path) -> Vec<OsString> {
+    fn peer_words(&self, _program: &Path, source: &Path, target: &Path) -> Vec<OsString> {
         let words = ["qemu-img", "convert", "-f", self.from, "-O", self.to].map(OsString::from);
         words.into_iter().chain(self.compression()).chain([source.into(), target.into()]).collect()
     }

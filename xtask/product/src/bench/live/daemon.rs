@@ -65,6 +65,7 @@ pub(in crate::bench) struct Daemon {
     qmp: Qmp,
     socket: PathBuf,
     target: PathBuf,
+    log: PathBuf,
     len: u64,
     qemu: Qemu,
 }
@@ -97,7 +98,8 @@ impl Daemon {
             .spawn()
             .map_err(|e| format!("{}: {e}", program.name))?;
         let qmp = Qmp::connect(&monitor)?;
-        Ok(Self { modes: program.modes, child, qmp, socket, target: dir.join("target.qcow2"), len, qemu })
+        let (target, log) = (dir.join("target.qcow2"), dir.join("mirror.log"));
+        Ok(Self { modes: program.modes, child, qmp, socket, target, log, len, qemu })
     }
 
     /// Where the disk is to be found.
@@ -131,10 +133,13 @@ impl Subject for Daemon {
             Mode::WriteBlocking => "write-blocking",
             Mode::Auto => "auto",
         };
-        let job = json!({
+        let mut job = json!({
             "job-id": "job", "device": "source", "target": "target", "sync": "full",
             "granularity": ask.granularity, "copy-mode": mode, "speed": ask.speed,
         });
+        if ask.log {
+            job["x-log"] = self.log.display().to_string().into();
+        }
         self.qmp.execute("blockdev-mirror", job).map(drop)
     }
 
@@ -158,6 +163,8 @@ impl Subject for Daemon {
             thread::sleep(Duration::from_millis(2));
         }
         self.qmp.execute("blockdev-del", json!({"node-name": "target"}))?;
+        // A log that has ended is refused.
+        let _ = std::fs::remove_file(&self.log);
         Ok(std::fs::remove_file(&self.target)?)
     }
 }
