@@ -30,6 +30,9 @@ pub(crate) struct HandshakeRequest<'a> {
     pub(crate) allocation_depth: bool,
 }
 
+/// The ids of `base:allocation`, or of the context in its stead, and of `qemu:allocation-depth`.
+type Contexts = (Option<u32>, Option<u32>);
+
 /// An export as the two sides have negotiated it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NegotiatedExport {
@@ -107,9 +110,9 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
         let format = self.format()?;
         let (base, depth) = match format {
             ReplyFormat::Simple => (None, None),
-            _ => self.contexts(wanted)?,
+            _ => self.contexts_of_export(wanted)?,
         };
-        match self.go(wanted.export)? {
+        match self.about(OptionCode::Go, wanted.export)? {
             Some(export) => export.checked(format, base, depth),
             None => Ok(NegotiatedExport { format, ..self.export_name(flags, wanted)? }),
         }
@@ -130,8 +133,21 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
         Ok(ReplyFormat::Simple)
     }
 
-    /// Selects the contexts; the ids of those that the server has.
-    fn contexts(&mut self, wanted: HandshakeRequest<'_>) -> Result<(Option<u32>, Option<u32>), ClientError> {
+    /// Selects the contexts; the ids of those that the server has. One that has just started may not have the
+    /// export yet, and have it when it is asked for next: without its contexts, which can be selected only
+    /// before, it would be another export than it was.
+    fn contexts_of_export(&mut self, wanted: HandshakeRequest<'_>) -> Result<Contexts, ClientError> {
+        if let Some(contexts) = self.contexts(wanted)? {
+            return Ok(contexts);
+        }
+        match self.about(OptionCode::Info, wanted.export)? {
+            Some(_) => Ok(self.contexts(wanted)?.unwrap_or_default()),
+            None => Ok(Contexts::default()),
+        }
+    }
+
+    /// Selects the contexts; `None` if there is no such export.
+    fn contexts(&mut self, wanted: HandshakeRequest<'_>) -> Result<Option<Contexts>, ClientError> {
         let mut queries = vec![wanted.context];
         if wanted.allocation_depth {
             queries.push(ALLOCATION_DEPTH);
@@ -146,7 +162,7 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
                     if base.is_some() && base == depth {
                         return Err(ClientError::Violation("two contexts have one id".into()));
                     }
-                    return Ok((base, depth));
+                    return Ok(Some((base, depth)));
                 }
                 OptionReply::MetaContext => {
                     let context = MetaContextReply::decode(&payload)?;
@@ -159,17 +175,17 @@ impl<'a, S: Read + Write> Handshake<'a, S> {
                         return Err(ClientError::Violation("a context was selected twice".into()));
                     }
                 }
+                OptionReply::ErrUnknown => return Ok(None),
                 // The server has no contexts.
-                kind if kind.is_error() => return Ok((None, None)),
+                kind if kind.is_error() => return Ok(Some(Contexts::default())),
                 kind => return Err(unexpected(option, kind)),
             }
         }
         Err(ClientError::Violation("too many contexts".into()))
     }
 
-    /// `GO`; `None` if the server does not support it.
-    fn go(&mut self, export: &str) -> Result<Option<Export>, ClientError> {
-        let option = OptionCode::Go;
+    /// `GO` or `INFO`; `None` if the server does not support it.
+    fn about(&mut self, option: OptionCode, export: &str) -> Result<Option<Export>, ClientError> {
         self.ask(option, &InfoRequest { export, infos: vec![InfoCode::BlockSize] }.encode())?;
         let mut found = Export::default();
         for _ in 0..MAX_ANSWERS {

@@ -541,3 +541,26 @@ fn only_what_has_no_space_is_not_done_later() {
         }
     }
 }
+
+/// A server that has just started adds its export while the client connects: the answer to the question for
+/// contexts was that there is no such export, the next one found it, and what was served counted as another
+/// export for good.
+#[test]
+fn an_export_that_comes_during_the_handshake_is_the_same() {
+    let fake = Fake::new(|number, mut peer| {
+        let export = Export { comes_late: number == 1, ..Export::new() };
+        if peer.handshake(&export).is_none() {
+            return;
+        }
+        while let Some((request, _)) = peer.request() {
+            peer.ok(request.cookie);
+            if number == 0 {
+                return;
+            }
+        }
+    });
+    let client = fake.options().connections(1).reconnect_delay(LONG).open().unwrap();
+    for _ in 0..2 {
+        client.write_at(&[7; 512], 0, WriteFlags::NONE).unwrap();
+    }
+}

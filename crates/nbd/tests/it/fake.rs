@@ -27,6 +27,8 @@ pub(crate) struct Export {
     /// Whether `GO` is known.
     pub(crate) go: bool,
     pub(crate) no_zeroes: bool,
+    /// It is added after the first question about it.
+    pub(crate) comes_late: bool,
 }
 
 /// The id of `base:allocation`.
@@ -43,6 +45,7 @@ impl Export {
             extended: false,
             go: true,
             no_zeroes: true,
+            comes_late: false,
         }
     }
 }
@@ -91,9 +94,14 @@ impl Peer {
             flags = flags | HandshakeFlags::NO_ZEROES;
         }
         let taken = self.greet(flags)?;
+        let mut is_there = !export.comes_late;
         loop {
             let (option, _) = self.option()?;
             match option {
+                OptionCode::SetMetaContext if !is_there => {
+                    self.answer(option, OptionReply::ErrUnknown, &[]);
+                    is_there = true;
+                }
                 OptionCode::ExtendedHeaders if export.extended => {
                     self.extended = true;
                     self.answer(option, OptionReply::Ack, &[]);
@@ -106,7 +114,7 @@ impl Peer {
                     self.answer(option, OptionReply::MetaContext, &context.encode());
                     self.answer(option, OptionReply::Ack, &[]);
                 }
-                OptionCode::Go if export.go => {
+                OptionCode::Go | OptionCode::Info if export.go => {
                     let info = Info::Export { size: export.size, flags: export.flags };
                     self.answer(option, OptionReply::Info, &info.encode());
                     if let Some((minimum, maximum)) = export.blocks {
@@ -114,7 +122,9 @@ impl Peer {
                         self.answer(option, OptionReply::Info, &info.encode());
                     }
                     self.answer(option, OptionReply::Ack, &[]);
-                    return Some(());
+                    if option == OptionCode::Go {
+                        return Some(());
+                    }
                 }
                 OptionCode::ExportName => {
                     self.send(&ExportNameReply { size: export.size, flags: export.flags }.encode());
