@@ -1,8 +1,7 @@
-//! `cargo xtask docs`: writes the part of `docs/qmp.md` that comes from the daemon's schema, and the READMEs
-//! of the packages.
+//! `cargo xtask docs`: writes the part of `docs/qmp.md` that comes from the daemon's schema, that of the
+//! book's reference which comes from the definition of the command line, and the READMEs of the packages.
 //!
-//! Builds the daemon's library and nothing above it. A test compares the file with the schema and with a
-//! running daemon.
+//! Tests compare the files with the schema, with a running daemon and with the definition.
 
 use std::fs;
 use std::process::ExitCode;
@@ -15,25 +14,33 @@ use crate::{Task, cargo, readme};
 /// What lies above is written by hand.
 const BORDER: &str = "<!-- From here on written by `cargo xtask docs`. -->\n";
 
-/// Write the reference of QMP commands, events and types in docs/qmp.md, and the packages' READMEs
+/// Write the references of QMP (docs/qmp.md) and of the command line (docs/book), and the packages' READMEs
 #[derive(clap::Args)]
 pub(crate) struct Docs {}
 
 impl Task for Docs {
     fn run(self) -> Outcome<ExitCode> {
-        let example = ["--package", "blockmirror-daemon", "--example", "qmp_reference"];
-        let printed = cargo().args(["run", "--quiet", "--locked"]).args(example).output()?;
-        if !printed.status.success() {
-            return Err(String::from_utf8_lossy(&printed.stderr).into());
-        }
-        let path = workspace_root().join("docs/qmp.md");
-        let text = fs::read_to_string(&path)?;
-        let (head, _) = text.split_once(BORDER).ok_or("docs/qmp.md: the line that divides it is missing")?;
-        fs::write(&path, format!("{head}{BORDER}\n{}", String::from_utf8(printed.stdout)?))?;
-        println!("{}", path.display());
+        write_reference("docs/qmp.md", "blockmirror-daemon", "qmp_reference")?;
+        write_reference("docs/book/src/reference.md", "blockmirror-cli", "cli_reference")?;
         write_readmes()?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Writes what an example of a package prints below the border in the file `place`.
+fn write_reference(place: &str, package: &str, example: &str) -> Outcome {
+    let what = ["--package", package, "--example", example];
+    let printed = cargo().args(["run", "--quiet", "--locked"]).args(what).output()?;
+    if !printed.status.success() {
+        return Err(String::from_utf8_lossy(&printed.stderr).into());
+    }
+    let path = workspace_root().join(place);
+    let text = fs::read_to_string(&path)?;
+    let divided = text.split_once(BORDER);
+    let (head, _) = divided.ok_or_else(|| format!("{place}: the line that divides it is missing"))?;
+    fs::write(&path, format!("{head}{BORDER}\n{}", String::from_utf8(printed.stdout)?))?;
+    println!("{}", path.display());
+    Ok(())
 }
 
 fn write_readmes() -> Outcome {

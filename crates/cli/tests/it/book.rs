@@ -11,13 +11,15 @@
 )]
 
 mod page;
+mod reference;
 mod shell;
 
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use blockmirror_testing::{skip, workspace_root};
+use blockmirror_testing::{skip, skip_unsupported, workspace_root};
 
 use page::{Page, Printed};
 use shell::Shell;
@@ -31,6 +33,10 @@ macro_rules! pages {
 }
 
 pages! {
+    convert
+    copies_that_survive
+    from_qemu_img
+    images_from_strangers
     start_here
     mirror_a_running_disk
     replicate
@@ -59,14 +65,27 @@ fn is_there(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
+/// Whether a command can confine itself, tried on any `file`.
+fn has_sandbox(bin: &Path, file: &Path) -> bool {
+    let tried = Command::new(bin.join("blockmirror"))
+        .args(["info", "--limits=untrusted", "-f", "raw"])
+        .arg(file)
+        .output()
+        .unwrap();
+    !String::from_utf8_lossy(&tried.stderr).contains("no-sandbox")
+}
+
 fn run(test: &str) {
     let file = folder().join(format!("{}.md", test.replace('_', "-")));
     let page = Page::parse(&fs::read_to_string(&file).unwrap());
     if let Some(missing) = page.needs.iter().find(|program| !is_there(program)) {
         return skip(test, format_args!("{missing} is not there"));
     }
-    let record = std::env::var_os("TRANSCRIPT_RECORD").is_some();
     let bin = Path::new(env!("CARGO_BIN_EXE_blockmirror")).parent().unwrap();
+    if page.needs_sandbox && !has_sandbox(bin, &file) {
+        return skip_unsupported(format_args!("{test}: the kernel has no sandbox"));
+    }
+    let record = std::env::var_os("TRANSCRIPT_RECORD").is_some();
     let shell = Shell::new();
     let real = shell.run(&page, bin, record);
     let mut wrong = String::new();

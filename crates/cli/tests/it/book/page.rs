@@ -9,6 +9,8 @@ pub(crate) struct Page {
     lines: Vec<String>,
     /// Programs that have to be installed.
     pub(crate) needs: Vec<String>,
+    /// Whether it confines a command (`--limits=untrusted`), which takes a kernel with Landlock.
+    pub(crate) needs_sandbox: bool,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -38,11 +40,13 @@ impl Page {
     /// If a console block begins with something else than a command, or is not closed.
     pub(crate) fn parse(text: &str) -> Self {
         let lines: Vec<_> = text.lines().map(str::to_owned).collect();
-        let mut page = Self { lines: Vec::new(), needs: Vec::new(), steps: Vec::new() };
+        let mut page = Self { lines: Vec::new(), needs: Vec::new(), needs_sandbox: false, steps: Vec::new() };
         let mut at = 0;
         while at < lines.len() {
             let comment = |key: &str| lines[at].strip_prefix(key).and_then(|rest| rest.strip_suffix(" -->"));
-            if let Some(needs) = comment("<!-- needs: ") {
+            if lines[at] == "<!-- needs a sandbox -->" {
+                page.needs_sandbox = true;
+            } else if let Some(needs) = comment("<!-- needs: ") {
                 page.needs.extend(needs.split_whitespace().map(str::to_owned));
             } else if let Some(command) = comment("<!-- setup: ") {
                 page.steps.push(Step {
@@ -130,16 +134,14 @@ fn lines_fit(wanted: &[String], real: &[String]) -> bool {
 /// What differs from run to run and from machine to machine: how long a copy took, and the space that the
 /// host gives a file.
 fn steady(line: &str) -> &str {
-    if let Some(at) = line.rfind(", in ").filter(|_| line.ends_with(" s")) {
+    if let Some(at) = line.rfind(" in ").filter(|_| line.ends_with(" s")) {
         return &line[..at];
     }
     line.find("disk size: ").map_or(line, |at| &line[..at + "disk size:".len()])
 }
 
 fn line_fits(wanted: &str, real: &str) -> bool {
-    if steady(wanted) == steady(real) {
-        return true;
-    }
+    let (wanted, real) = (steady(wanted), steady(real));
     let mut parts = wanted.split("[..]");
     let first = parts.next().unwrap_or_default();
     let Some(mut left) = real.strip_prefix(first) else { return false };

@@ -86,7 +86,12 @@ impl Shell {
     fn printed(&self, step: usize) -> Option<Printed> {
         let exit_code = fs::read_to_string(self.file(step, "code")).ok()?.trim().parse().unwrap();
         let text = fs::read(self.file(step, "out")).unwrap();
-        let lines = String::from_utf8_lossy(&text).lines().map(|line| line.trim_end().to_owned()).collect();
+        // When bash says of a background command that it was killed is up to chance.
+        let notice = format!("{}/", self.dir.path().display());
+        let is_notice = |line: &&str| line.starts_with(&notice) && line.contains(".sh: line ");
+        let text = String::from_utf8_lossy(&text);
+        let lines = text.lines().filter(|line| !(is_notice(line) && line.contains(" Killed ")));
+        let lines = lines.map(|line| line.trim_end().to_owned()).collect();
         Some(Printed { lines, exit_code })
     }
 
