@@ -3,6 +3,7 @@
 //! The rules read the tree and what ARCHITECTURE.md says of it: the map there and the manifests must tell the
 //! same story, so neither can drift.
 
+mod links;
 mod map;
 mod packages;
 mod sources;

@@ -1,10 +1,12 @@
 //! Rules on files: heads, width of comments, words, leftovers, reasons of lint exceptions, trailing
-//! blanks.
+//! blanks, links.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use blockmirror_testing::Outcome;
+
+use super::links;
 
 /// The width of a comment; rustfmt keeps that of code.
 const MOST_COLUMNS: usize = 110;
@@ -31,6 +33,8 @@ const TEXTS: [&str; 6] = ["rs", "toml", "md", "yml", "sh", "run"];
 pub(super) fn check(root: &Path, found: &mut Vec<String>) -> Outcome {
     let mut files = Vec::new();
     collect(root, &mut files)?;
+    let is_page = |path: &&PathBuf| path.extension().is_some_and(|ext| ext == "md");
+    links::check(root, &files.iter().filter(is_page).cloned().collect::<Vec<_>>(), found)?;
     for path in files {
         let place = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         let Ok(text) = fs::read_to_string(&path) else {
