@@ -44,7 +44,8 @@ fn typed(command: &Command) -> &str {
 
 fn one(page: &mut String, command: &Command) {
     let about = command.get_long_about().or(command.get_about()).map(ToString::to_string);
-    add(page, format_args!("### {}\n\n{}.\n", typed(command), about.unwrap_or_default()));
+    let about = about.unwrap_or_default();
+    add(page, format_args!("### {}\n\n{}.\n", typed(command), about.trim_end_matches('.')));
     let usage = command.clone().render_usage().to_string();
     add(page, format_args!("```text\n{}\n```\n", usage.trim_start_matches("Usage: ").trim_end()));
     options(page, command.get_arguments().filter(|arg| !arg.is_global_set()).collect());
