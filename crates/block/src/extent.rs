@@ -8,6 +8,7 @@ use crate::{ByteRange, HostRun, Visit};
 
 /// What a run of a disk holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 pub enum ExtentKind {
     /// Bytes that must be read to be known.
     Data,
@@ -32,6 +33,7 @@ impl ExtentKind {
 /// Extents of one query are delivered in order, without gaps or overlaps, and are never empty. Two
 /// neighbours differ in something, unless the first of them is [`partial`](Self::partial).
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub struct Extent {
     /// The guest bytes it covers.

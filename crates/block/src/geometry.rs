@@ -2,6 +2,7 @@
 
 /// Facts about a device that decide how it is used best.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub struct Geometry {
     /// Allocation unit of the format in bytes, a power of two; `None` if the device has no such unit (raw).
@@ -45,6 +46,7 @@ impl Geometry {
 
 /// What shows where a device itself holds nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Backing {
     /// Zeros, for good: the device has no layers.
@@ -56,6 +58,7 @@ pub enum Backing {
     /// Unknown: the image, or a layer below it, names a backing file that is not attached. Zeros until it is.
     Hidden,
     /// Unknown: a server has the layers, and says only how the device reads now.
+    #[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
     Remote {
         /// Whether the server zeroes a range without being sent the zeros.
         can_zero: bool,
@@ -64,6 +67,7 @@ pub enum Backing {
 
 /// What [`BlockDevice::write_zeroes`](crate::BlockDevice::write_zeroes) costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ZeroCost {
     /// As much as writing zero bytes.
@@ -74,6 +78,7 @@ pub enum ZeroCost {
 
 /// What [`BlockDevice::discard`](crate::BlockDevice::discard) does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum DiscardEffect {
     /// Nothing.

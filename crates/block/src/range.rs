@@ -1,11 +1,15 @@
 //! Half-open byte ranges, the unit in which every crate talks about parts of a disk.
 //!
-//! A range never ends before it starts; the constructors hold that.
+//! A range never ends before it starts; the constructors hold that, and so does what reads one.
 
 use std::fmt;
+use std::ops::Range;
 
-/// A half-open range of bytes, `start..end`. May be empty.
+/// A half-open range of bytes, `start..end`. May be empty. It converts from and to [`Range`], and is written
+/// as one (`{"start": 0, "end": 512}`) with the feature `serde`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(from = "Range<u64>", into = "Range<u64>"))]
 pub struct ByteRange {
     start: u64,
     end: u64,
@@ -105,6 +109,19 @@ impl ByteRange {
     }
 }
 
+/// Empty at its start if it ends before that.
+impl From<Range<u64>> for ByteRange {
+    fn from(range: Range<u64>) -> Self {
+        Self::new(range.start, range.end)
+    }
+}
+
+impl From<ByteRange> for Range<u64> {
+    fn from(range: ByteRange) -> Self {
+        range.start..range.end
+    }
+}
+
 impl fmt::Debug for ByteRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}..{:#x}", self.start, self.end)
@@ -135,6 +152,13 @@ mod tests {
         let cut: Vec<_> = ByteRange::new(3, 20).pieces(8).collect();
         assert_eq!(cut, [ByteRange::new(3, 8), ByteRange::new(8, 16), ByteRange::new(16, 20)]);
         assert_eq!(ByteRange::new(7, 7).pieces(8).count(), 0);
+    }
+
+    #[test]
+    fn ranges_convert_and_a_reversed_one_is_empty() {
+        let range = ByteRange::from(5..17);
+        assert_eq!((range, Range::from(range)), (ByteRange::new(5, 17), 5..17));
+        assert_eq!(ByteRange::from(Range { start: 9, end: 3 }), ByteRange::new(9, 9));
     }
 
     #[test]

@@ -172,6 +172,18 @@ pub struct HostRun {
     pub offset: u64,
 }
 
+/// Written as the name of the file and the offset in it.
+#[cfg(feature = "serde")]
+impl serde::Serialize for HostRun {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut run = serializer.serialize_struct("HostRun", 2)?;
+        run.serialize_field("file", self.storage.name())?;
+        run.serialize_field("offset", &self.offset)?;
+        run.end()
+    }
+}
+
 impl HostRun {
     /// The same place in the file itself, where the storage is only a part of it.
     #[must_use]

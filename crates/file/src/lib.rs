@@ -42,6 +42,7 @@ mod device_stamp;
 mod direct;
 mod exclusive;
 mod flushes;
+mod from_fd;
 mod growth;
 mod handle;
 mod holders;

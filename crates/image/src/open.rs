@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Storage};
-use blockmirror_file::LockMode;
+use blockmirror_file::{FileStorage, LockMode};
 use blockmirror_filter::WriteThrough;
 use blockmirror_qcow2::{Header, OverlapChecks, SnapshotRef};
 use blockmirror_raw::Part;
@@ -248,6 +248,36 @@ impl OpenOptions {
     pub fn open(&self, path: impl AsRef<Path>) -> Result<Image> {
         let path = path.as_ref();
         let protocol = self.open_named(path, self.access(self.writable, self.claim))?;
+        self.for_opened(path, &protocol).open_on(&protocol, path, None)
+    }
+
+    /// Opens the image in a file that is open already, and what it stands on. `path` is what messages call
+    /// it, and what the names in it are relative to. Whether it is written, locked or cached is the file's
+    /// own affair; these options say it of what the image stands on.
+    ///
+    /// ```
+    /// use std::fs::File;
+    /// use std::sync::Arc;
+    /// use blockmirror_file::FileOptions;
+    /// use blockmirror_image::{CreateSettings, CreateSpec, Format, NewImage, OpenOptions};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let path = dir.path().join("disk.qcow2");
+    /// let spec = CreateSpec::new(Format::Qcow2, 1 << 30, CreateSettings::default());
+    /// NewImage::create(&path, &spec)?.persist()?;
+    /// let descriptor = File::open(&path)?;
+    ///
+    /// let file = FileOptions::new().from_fd(descriptor.into(), &path)?;
+    /// let image = OpenOptions::new().open_storage(Arc::new(file), &path)?;
+    /// assert!(image.qcow2().is_some() && image.device().len() == 1 << 30);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn open_storage(&self, file: Arc<FileStorage>, path: impl AsRef<Path>) -> Result<Image> {
+        let path = path.as_ref();
+        let protocol = ProtocolLayer::File(file);
         self.for_opened(path, &protocol).open_on(&protocol, path, None)
     }
 

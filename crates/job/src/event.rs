@@ -12,6 +12,8 @@ use crate::state::JobState;
 
 /// Something that happened in a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Event {
     /// An operation failed.
@@ -65,6 +67,8 @@ pub enum IoStatus {
 
 /// The side of a job that an operation belongs to, in the words of `BLOCK_JOB_ERROR`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 pub enum Operation {
     /// Anything asked of the source.
     Read,
@@ -83,6 +87,8 @@ impl fmt::Display for Operation {
 
 /// What the policy made of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ErrorAction {
     /// The job fails.

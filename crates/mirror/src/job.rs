@@ -1,5 +1,7 @@
 //! A job as its user sees it: start, observe, control, wait.
 
+mod detached;
+
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -339,6 +341,7 @@ impl MirrorJob {
                 copied: progress.copied,
                 zeroed: progress.zeroed,
                 skipped: progress.skipped,
+                ending: core.how_it_ended(),
                 shared: progress.shared,
                 clone_calls: progress.clone_calls,
                 given_up: core.given_up(),
@@ -383,8 +386,13 @@ impl PreparedJob {
         notify: Option<&Arc<Notify>>,
     ) -> Result<Self, Error> {
         check_distinct(&(Arc::clone(tap) as Arc<dyn BlockDevice>), target)?;
-        if options.only.is_some() {
-            return Err(Error::SyncBitmap { why: "a job on a tap takes a named bitmap" });
+        if options.only.is_some() && (options.bitmap.is_some() || options.live_log.is_some()) {
+            return Err(Error::SyncBitmap {
+                why: "a job that copies only a part takes no other bitmap or log",
+            });
+        }
+        if options.only.is_some() && !matches!(options.sync, SyncMode::Full | SyncMode::Top) {
+            return Err(Error::SyncBitmap { why: "this sync mode copies no part of the disk" });
         }
         let granularity = check(&*tap.device(), &**target, options)?;
         let bitmap = options.sync_bitmap()?;

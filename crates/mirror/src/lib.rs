@@ -98,7 +98,7 @@ pub use options::{
 };
 pub use plan::{Plan, PlanTarget, plan, plan_until};
 pub use progress::{
-    Convergence, ErrorAction, Event, GivenUp, IoStatus, ModeReason, Operation, Outcome, Progress,
+    Convergence, ErrorAction, Event, GivenUp, IoStatus, JobEnd, ModeReason, Operation, Outcome, Progress,
 };
 pub use reflink::check_shared;
 pub use region_log::{DEFAULT_ACTIVE_REGIONS, DEFAULT_LOG_INTERVAL, LiveLog, LogStart, RegionLog};

@@ -121,10 +121,26 @@ pub struct GivenUp {
     pub os_error: Option<i32>,
 }
 
+/// What a job that did not fail has left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "kebab-case"))]
+#[non_exhaustive]
+pub enum JobEnd {
+    /// A copy; there was no tap.
+    Copied,
+    /// The tap has moved to the target.
+    Pivoted,
+    /// A copy of one instant; the tap has stayed.
+    Kept,
+}
+
 /// How a job ended that did not fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
+    /// What it has left behind.
+    pub ending: JobEnd,
     /// The granularity that was used, and why.
     pub granularity: GranularityChoice,
     /// Bytes written to the target as data.

@@ -6,3 +6,4 @@ mod create;
 mod in_place;
 mod inspect;
 mod inspect_caps;
+mod open_storage;

@@ -11,10 +11,12 @@
 
 use std::time::Duration;
 
+use blockmirror_bitmap::DirtyBitmap;
 use blockmirror_block::ByteRange;
 
 use super::{Core, Ending, Next, TargetWriter, Work};
 use crate::error::Error;
+use crate::progress::JobEnd;
 
 impl Core {
     /// Quiesces the guest when the end was asked for and little is left; resumes it when it turned out to be
@@ -166,6 +168,24 @@ impl Core {
     /// twice.
     pub(crate) fn not_copied(&self) -> Vec<ByteRange> {
         self.work.not_copied().collect()
+    }
+
+    /// The same as [`missing`](Self::missing), as a bitmap.
+    pub(crate) fn remaining(&self) -> DirtyBitmap {
+        let mut remaining = self.work.empty();
+        for range in self.missing() {
+            remaining.set(range.start()..range.end());
+        }
+        remaining
+    }
+
+    /// How a job that is over, and has not failed, has ended.
+    pub(crate) fn how_it_ended(&self) -> JobEnd {
+        match self.lifecycle.ending() {
+            Some(Ending::Pivot) => JobEnd::Pivoted,
+            Some(Ending::Keep) => JobEnd::Kept,
+            Some(Ending::Fail) | None => JobEnd::Copied,
+        }
     }
 
     /// The ranges that the target does not have, or would not have after a crash. In no order, and some

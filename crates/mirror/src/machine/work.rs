@@ -137,6 +137,13 @@ impl WorkTracker {
         Ok(tracker)
     }
 
+    /// A bitmap of the disk's length with nothing set.
+    pub(super) fn empty(&self) -> DirtyBitmap {
+        let mut empty = self.dirty.clone();
+        empty.clear_all();
+        empty
+    }
+
     pub(super) fn granules(&self) -> Granules {
         self.granules
     }

@@ -5,6 +5,7 @@ mod changes;
 mod checkpoints;
 mod conformance;
 mod drain;
+mod embed;
 mod group;
 mod job;
 mod known_bugs;
