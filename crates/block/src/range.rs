@@ -1,6 +1,6 @@
 //! Half-open byte ranges, the unit in which every crate talks about parts of a disk.
 //!
-//! A range never ends before it starts; the constructors hold that, and so does what reads one.
+//! A range never ends before it starts; the constructors hold that, and text that says otherwise is refused.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::ops::Range;
 /// as one (`{"start": 0, "end": 512}`) with the feature `serde`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(from = "Range<u64>", into = "Range<u64>"))]
+#[cfg_attr(feature = "serde", serde(try_from = "Bounds", into = "Range<u64>"))]
 pub struct ByteRange {
     start: u64,
     end: u64,
@@ -106,6 +106,27 @@ impl ByteRange {
             at = piece.end;
             Some(piece)
         })
+    }
+}
+
+/// A range as it is read.
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+struct Bounds {
+    start: u64,
+    end: u64,
+}
+
+/// Text from outside that has a range the wrong way round is an error, not an empty range.
+#[cfg(feature = "serde")]
+impl TryFrom<Bounds> for ByteRange {
+    type Error = &'static str;
+
+    fn try_from(Bounds { start, end }: Bounds) -> Result<Self, Self::Error> {
+        if end < start {
+            return Err("a range ends before it starts");
+        }
+        Ok(Self { start, end })
     }
 }
 

@@ -1,19 +1,24 @@
 //! Descriptors from outside: a manager opens the file, and this process is given the descriptor.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{Error, ErrorKind, Result};
 use rustix::fs::{OFlags, fcntl_getfl};
 
-use crate::FileStorage;
 use crate::open::FileOptions;
+use crate::{FileStorage, LockMode};
 
 impl FileOptions {
-    /// Makes a storage of a file that is open already, which messages call `shown`. It keeps the file's own
-    /// lock as these options say; whether its page cache is bypassed is the descriptor's affair.
+    /// Makes a storage of a file that is open already, which messages call `shown`. Whether the page cache
+    /// is bypassed is the descriptor's affair.
+    ///
+    /// To be locked it is opened anew by way of `/proc`, because a lock on the descriptor would be shared
+    /// with the process that has passed it. Where this process may not do that, the caller sees to the
+    /// lock, and asks for [`LockMode::Off`].
     ///
     /// ```
     /// use std::fs::File;
@@ -57,19 +62,28 @@ impl FileOptions {
             return Err(Error::new(ErrorKind::PermissionDenied, "open").because(why));
         }
         let options = Self { direct: flags.contains(OFlags::DIRECT), ..*self };
-        options.adopt(File::from(descriptor), path, name)
+        let file = match self.lock {
+            LockMode::Off => File::from(descriptor),
+            // Locks belong to the open file, which the process that gave the descriptor has too, and maybe
+            // others: they would exclude none of them, and end when the first of them unlocks.
+            LockMode::Exclusive | LockMode::Shared => {
+                let own = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+                let mut open = OpenOptions::new();
+                open.read(true).write(self.writable);
+                let kept = (flags & OFlags::DIRECT) | OFlags::NOCTTY;
+                open.custom_flags(kept.bits().cast_signed());
+                open.open(own).map_err(|error| Error::io("open anew, to lock it,", error))?
+            }
+        };
+        options.adopt(file, path, name)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs::OpenOptions;
-    use std::os::unix::fs::OpenOptionsExt;
-
     use blockmirror_block::Storage;
 
     use super::*;
-    use crate::LockMode;
 
     fn file() -> (tempfile::TempDir, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
@@ -93,6 +107,22 @@ mod tests {
         FileOptions::new().lock(LockMode::Off).from_fd(open(), "fd:4").unwrap();
         drop(storage);
         FileOptions::new().writable(true).from_fd(open(), "fd:4").unwrap();
+    }
+
+    /// The lock of one does not end with that of another, whose descriptor is of the same open file.
+    #[test]
+    fn copies_of_a_descriptor_exclude_each_other() {
+        let (_dir, path) = file();
+        let passed = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let copy = || passed.try_clone().unwrap().into();
+        let write = FileOptions::new().writable(true);
+        let storage = write.from_fd(copy(), "fd:3").unwrap();
+        assert_eq!(write.from_fd(copy(), "fd:4").unwrap_err().kind(), ErrorKind::Locked);
+        drop(FileOptions::new().lock(LockMode::Off).from_fd(copy(), "fd:4").unwrap());
+        drop(passed);
+        assert_eq!(write.open(&path).unwrap_err().kind(), ErrorKind::Locked);
+        drop(storage);
+        write.open(&path).unwrap();
     }
 
     #[test]

@@ -298,7 +298,8 @@ impl MirrorOptions {
 
     /// Copies nothing but what is dirty in `only`, in whole units of 4 KiB or of the bitmap that is
     /// coarser; the sync mode still decides what of it. On a [`Tap`](crate::Tap) what is written meanwhile is
-    /// copied as well. `None`, the default, copies the whole disk.
+    /// copied as well, and a pivot trusts that the target has the rest. `None`, the default, copies
+    /// the whole disk.
     #[must_use]
     pub fn only(mut self, only: impl Into<Option<DirtyBitmap>>) -> Self {
         self.only = only.into();

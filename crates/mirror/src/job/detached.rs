@@ -24,9 +24,12 @@ impl MirrorJob {
 }
 
 impl MirrorControl {
-    /// What the target does not have, as things are, and would not have after a crash: a bitmap with which
-    /// another job goes on from here ([`MirrorOptions::only`](crate::MirrorOptions::only)). Once a job on a
-    /// tap is over, it does not know what is written.
+    /// What the target does not have, as things are, and would not have after a crash: a bitmap for another
+    /// job that goes on from here ([`MirrorOptions::only`](crate::MirrorOptions::only)).
+    ///
+    /// Of a job on a tap that is not all: writes under way, and those after its end, are not in it. Another
+    /// job on the tap needs it merged with a bitmap of the tap that recorded from before this job on, as
+    /// it is when no write is under way.
     pub fn remaining(&self) -> DirtyBitmap {
         self.engine().with_core(Wake::None, |core, _| core.remaining())
     }

@@ -102,10 +102,23 @@ impl Core {
         }
     }
 
-    /// Ends the job with `error` once nothing is in flight, unless it is ending already.
+    /// Ends the job with `error` once nothing is in flight, unless it is ending already. One that waits only
+    /// for reads at the disk that the tap has left ends at once, as it was asked to.
     pub(crate) fn abort(&mut self, error: Error) {
+        if self.lifecycle.has_moved() && !self.is_concluded() {
+            return self.end_beside_reads();
+        }
         if self.lifecycle.abort(error, &mut self.outbox) {
             self.conclude_if_idle();
+        }
+    }
+
+    /// The tap has moved. The report that the last read has ended finds no action any more.
+    fn end_beside_reads(&mut self) {
+        let end = self.work.operations().iter().find(|op| matches!(op.work, Work::End(_))).map(|op| op.id);
+        if let Some(end) = end {
+            self.work.finish(end);
+            self.lifecycle.ended(&self.config, &mut self.outbox);
         }
     }
 

@@ -15,7 +15,8 @@ use super::{GuestQueue, Tap};
 /// It never waits, and keeps no write from beginning. After a pivot new reads go to the new disk at once; the
 /// job is over, and [`MirrorJob::wait`](crate::MirrorJob::wait) returns, when the last read that began before
 /// has ended: then nothing of the tap reaches the old disk any more, and it may be closed. So a ticket
-/// that is never dropped keeps a job from its end, as a write that never ends does.
+/// that is never dropped keeps a job from its end, unless that is cancelled or dropped: then it ends as it
+/// was asked to, and the old disk may be in use yet.
 ///
 /// ```
 /// use std::sync::Arc;

@@ -1,7 +1,5 @@
 //! What a program needs that has jobs in it: a job without an owner, how it ended, and what is left of one.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
 use std::sync::Arc;
 use std::time::Duration;
 

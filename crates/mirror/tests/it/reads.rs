@@ -101,6 +101,34 @@ fn a_thread_that_reads_and_waits_to_write_keeps_no_job_from_its_end() {
     job.wait().unwrap();
 }
 
+/// Its owner may be the one that reads.
+#[test]
+fn a_cancel_and_the_drop_of_a_job_that_has_pivoted_wait_for_no_read() {
+    for drops in [false, true] {
+        let target = Arc::new(MemoryDisk::new(4 << 20).named("new"));
+        let tap = Tap::new(filled() as _);
+        let read = tap.begin_read();
+        let job = ready(&tap, &target);
+        job.control().complete().unwrap();
+        while tap.device().name() != "new" {
+            thread::yield_now();
+        }
+        let control = job.control().clone();
+        if drops {
+            drop(job);
+        } else {
+            control.force_cancel().unwrap();
+            assert!(control.wait_timeout(FOREVER), "it waits for a read");
+            job.wait().unwrap();
+        }
+        assert!(control.wait_timeout(FOREVER));
+        // The report of the end comes too late for anything.
+        drop(read);
+        tap.write_at(&[9; 512], 0, WriteFlags::NONE).unwrap();
+        assert_eq!(target.contents().unwrap()[0], 9);
+    }
+}
+
 /// A job that leaves the guest where it is waits for no read.
 #[test]
 fn a_copy_that_is_kept_and_a_cancel_wait_for_no_read() {

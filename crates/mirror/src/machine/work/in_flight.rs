@@ -48,7 +48,7 @@ impl Operations {
         Some(self.0.swap_remove(index))
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &InFlight> {
+    pub(in crate::machine) fn iter(&self) -> impl Iterator<Item = &InFlight> {
         self.0.iter()
     }
 
