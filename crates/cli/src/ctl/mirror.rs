@@ -94,12 +94,13 @@ fn follow(
     match (target.is_overwritten, &args.log) {
         (false, _) => {}
         (true, None) => console.note(format_args!("{}: it exists, and is overwritten", args.target)),
-        (true, Some(_)) => {
-            console.note(format_args!("{}: it exists, and is overwritten where the log says so", args.target))
-        }
+        (true, Some(_)) => console.note(format_args!(
+            "{}: it exists, and is overwritten; if a mirror has had the log before, only where that says so",
+            args.target
+        )),
     }
     if args.log.is_some() {
-        say_how_it_goes_on(console, started, args, target);
+        say_how_it_goes_on(console, started, args, target)?;
     }
     let what = format!("{} -> {}", device.name, target.shown);
     if !(args.job.wait || args.pivot || args.keep_source) {
@@ -136,17 +137,18 @@ fn follow(
     }
 }
 
-/// Prints the command that goes on with the mirror in another process of the server.
+/// Prints the command that goes on with the mirror in another process of the server, from any directory.
 fn say_how_it_goes_on(
     console: &mut Console<'_>,
     started: &Started<'_>,
     args: &CtlMirrorArgs,
     target: &Target,
-) {
-    let Some(log) = &args.log else { return };
+) -> Outcome<()> {
+    let Some(log) = &args.log else { return Ok(()) };
     let word = |word: &dyn std::fmt::Display| shell_word(&word.to_string());
-    let socket = shell_word(&started.socket.to_string_lossy());
-    let mut line = format!("blockmirror ctl {socket} mirror {} {}", word(&args.device), word(&args.target));
+    let (socket, log) = (word(&target::absolute(started.socket)?), target::absolute(log)?);
+    let to = word(target.path.as_ref().unwrap_or(&args.target));
+    let mut line = format!("blockmirror ctl {socket} mirror {} {to}", word(&args.device));
     let mut option = |name: &str, value: Option<&dyn std::fmt::Display>| {
         if let Some(value) = value {
             line += &format!(" --{name} {}", word(value));
@@ -159,13 +161,14 @@ fn say_how_it_goes_on(
     option("granularity", args.granularity.as_ref().map(|bytes| bytes as _));
     option("copy-mode", args.copy_mode.map(CopyMode::name).as_ref().map(|mode| mode as _));
     option("reconnect-delay", args.reconnect_delay.as_ref().map(|seconds| seconds as _));
-    option("log", Some(&log.display()));
+    option("log", Some(&log));
     let flags = [(args.job.wait, " --wait"), (args.pivot, " --pivot"), (args.keep_source, " --keep-source")];
     flags.iter().filter(|(given, _)| *given).for_each(|(_, flag)| line += flag);
     console.report(&format!(
         "{}: if the daemon dies, start it again, and before it exports the disk\n  {line}\n",
         started.id
     ));
+    Ok(())
 }
 
 fn say_ends(console: &mut Console<'_>, started: &Started<'_>, heading: &str) {

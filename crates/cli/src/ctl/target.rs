@@ -28,6 +28,8 @@ pub(super) struct Target {
     pub(super) is_overwritten: bool,
     /// The format that it was opened in, if it was opened here.
     pub(super) format: Option<Format>,
+    /// Its path, if it is a file or a block device.
+    pub(super) path: Option<String>,
 }
 
 /// Opens the target of `args` for a mirror of `device`, under `names` if it is not a node already. It is as
@@ -73,7 +75,7 @@ fn find_or_add(
         }
         refuse_existing(name, needs_backing)?;
         let shown = format!("node {name}");
-        return Ok(Target { node: name.clone(), shown, is_overwritten: false, format: None });
+        return Ok(Target { node: name.clone(), shown, is_overwritten: false, format: None, path: None });
     }
     let is_path = !name.starts_with("json:") && (name.contains('/') || format_of_name(name).is_some());
     if !is_path {
@@ -104,6 +106,7 @@ fn find_or_add(
         shown: format!("{name} ({format}{created})"),
         is_overwritten: found == Found::File,
         format: Some(format),
+        path: Some(path),
     })
 }
 
@@ -189,7 +192,7 @@ fn export(client: &mut Client, added: &mut Added, args: &CtlMirrorArgs, names: &
     let format = args.target_format.unwrap_or(Format::Raw);
     added.node(client, image(format, names, file))?;
     let (node, shown) = (names.node.clone(), format!("{name} ({format})"));
-    Ok(Target { node, shown, is_overwritten: false, format: Some(format) })
+    Ok(Target { node, shown, is_overwritten: false, format: Some(format), path: None })
 }
 
 /// The options of the node `names.node` for the image in `file`.
