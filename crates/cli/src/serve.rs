@@ -69,6 +69,8 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ServeArgs) -> Outcome {
         if let Some(manager) = &manager {
             manager.stopping();
         }
+        // What fails from here on is its last status.
+        console.manager = manager;
     }
     let closed = close(console, &server, images);
     if let (Some(file), Ok(())) = (pid_file, &written) {
