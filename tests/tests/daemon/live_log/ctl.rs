@@ -50,7 +50,10 @@ fn the_line_that_is_printed_goes_on_with_the_mirror() {
     let mut daemon = Daemon::of_source(dir, "qcow2");
     let ran = run(&again.replace("--wait", "--keep-source"));
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.stderr.contains("it exists, and is overwritten where the log says so"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("it exists, and is overwritten; if a mirror has had the log before"),
+        "{ran:?}"
+    );
     // It has ended with its job.
     let ran = run(&again);
     assert!(ran.code == 1 && ran.stderr.contains("it has ended with its job"), "{ran:?}");
