@@ -9,6 +9,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::ChunkBitmap;
+use crate::tree::most_heap_bytes;
 
 /// The finest granularity in bytes.
 pub const MIN_GRANULARITY: u64 = 512;
@@ -24,6 +25,19 @@ const AFFORDABLE_BYTES: u64 = 32 << 20;
 /// because a granule is at most 2 GiB.)
 pub fn affordable_granularity(len: u64) -> u64 {
     len.div_ceil(AFFORDABLE_BYTES * 8).next_power_of_two().clamp(MIN_GRANULARITY, MAX_GRANULARITY)
+}
+
+/// What a bitmap of a disk of `len` bytes at `granularity` takes at most, whatever is dirty in it:
+/// [`DirtyBitmap::heap_bytes`] is never more.
+///
+/// ```
+/// use blockmirror_bitmap::worst_case_bytes;
+///
+/// assert_eq!(worst_case_bytes(1 << 40, 4096) >> 20, 34);
+/// assert!(worst_case_bytes(1 << 40, 64 << 20) < 4096);
+/// ```
+pub fn worst_case_bytes(len: u64, granularity: u64) -> u64 {
+    most_heap_bytes(len.div_ceil(granularity.max(1)))
 }
 
 /// A granularity that no bitmap can have.

@@ -43,4 +43,5 @@ mod tree;
 pub use chunk::ChunkBitmap;
 pub use dirty::{
     Cursor, DirtyBitmap, GranularityError, MAX_GRANULARITY, MIN_GRANULARITY, affordable_granularity,
+    worst_case_bytes,
 };

@@ -49,6 +49,21 @@ fn split(height: u32, at: u64) -> (u32, u64) {
     ((at >> shift & 63) as u32, at & ((1 << shift) - 1))
 }
 
+/// What [`Node::heap_bytes`] of a tree with room for `len` chunks is at most: every subtree is mixed.
+pub(crate) fn most_heap_bytes(len: u64) -> u64 {
+    let mut nodes = len.div_ceil(LEAF_CHUNKS).max(1);
+    let mut bytes = nodes.saturating_mul(size_of::<Leaf>() as u64);
+    let inner = size_of::<Inner>() as u64;
+    for _ in 0..height_for(len) {
+        let above = nodes.div_ceil(64);
+        // Room for children grows by doubling, up to the 64 that there are.
+        let room = nodes.next_power_of_two().clamp(4, 64) * size_of::<Node>() as u64;
+        bytes = bytes.saturating_add(above.saturating_mul(inner + room));
+        nodes = above;
+    }
+    bytes
+}
+
 impl Node {
     pub(crate) fn uniform(height: u32, value: bool) -> Self {
         if height == 0 {

@@ -70,3 +70,20 @@ fn one_bit_in_eight_tebibytes_is_found_from_either_side() {
     bitmap.clear(DISK / 2..DISK / 2 + 4096);
     assert_eq!(bitmap.next_clean(0, u64::MAX), Some(DISK / 2..DISK / 2 + 4096));
 }
+
+/// The figure is promised to users before there is a bitmap.
+#[test]
+fn the_worst_case_is_never_exceeded_and_is_met() {
+    for (len, granularity) in
+        [(0, 512), (1, 512), (4096 << 9, 512), (1 << 32, 4096), (1 << 34, 512), (3 << 30, 65536)]
+    {
+        let mut bitmap = DirtyBitmap::new(len, granularity).unwrap();
+        let mut at = 0;
+        while at < len {
+            bitmap.set(at..at + 1);
+            at += granularity * 4096;
+        }
+        let (taken, most) = (bitmap.heap_bytes() as u64, crate::worst_case_bytes(len, granularity));
+        assert!(taken <= most && most <= taken + taken / 8 + 1024, "{len} {granularity}: {taken} {most}");
+    }
+}
