@@ -96,7 +96,7 @@ pub use options::{
     DEFAULT_MAX_IN_FLIGHT, DEFAULT_MIN_ZERO_RUN, MAX_BUF_SIZE, MAX_IN_FLIGHT, MIN_LATENCY_BUDGET,
     MirrorOptions, OnError, Reflink, SyncMode,
 };
-pub use plan::{Plan, PlanTarget, plan, plan_until};
+pub use plan::{GranularityCost, Plan, PlanTarget, SMALL_WRITE, plan, plan_until};
 pub use progress::{
     Convergence, ErrorAction, Event, GivenUp, IoStatus, JobEnd, ModeReason, Operation, Outcome, Progress,
 };

@@ -3,6 +3,8 @@
 //! The figures come from allocation maps alone. Data is not read, so zeros inside data count as bytes to
 //! copy.
 
+mod cost;
+
 use std::fmt;
 
 use blockmirror_block::size::ExactSize;
@@ -14,6 +16,10 @@ use crate::granularity::GranularityChoice;
 use crate::options::{MirrorOptions, SyncMode};
 use crate::progress::Operation;
 use crate::scan::{CopyAction, Failure, Rules, TargetContent, scan};
+
+use cost::TouchedUnits;
+
+pub use cost::{GranularityCost, SMALL_WRITE};
 
 /// The target of a [`plan`].
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +58,11 @@ pub struct Plan {
     pub skip: u64,
     /// Separate runs of data.
     pub copy_runs: u64,
+    /// The target's cluster size, if it has clusters.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub cluster_size: Option<u64>,
+    #[cfg_attr(feature = "serde", serde(skip))]
+    touched: TouchedUnits,
 }
 
 /// Computes what a job with these `options` would do.
@@ -114,6 +125,8 @@ pub fn plan_until(
         zero: 0,
         skip: 0,
         copy_runs: 0,
+        cluster_size,
+        touched: TouchedUnits::default(),
     };
     match &options.only {
         Some(only) => {
@@ -156,6 +169,7 @@ impl Plan {
                     CopyAction::Copy { .. } | CopyAction::Clone { .. } => {
                         self.copy += bytes;
                         self.copy_runs += u64::from(!in_data);
+                        self.touched.add(extent.range, self.len);
                     }
                     CopyAction::Zero => self.zero += bytes,
                     CopyAction::Skip => self.skip += bytes,

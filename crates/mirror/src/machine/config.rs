@@ -157,7 +157,8 @@ pub(crate) fn zero_scan_unit(target: Geometry, min_zero_run: u64) -> u64 {
     zero_unit(target).max(plain)
 }
 
-fn detail(granularity: u64, len: u64) -> u64 {
+/// What one bit of the dirty bitmap of a disk of `len` bytes stands for.
+pub(crate) fn detail(granularity: u64, len: u64) -> u64 {
     granularity.min(DETAIL).max(affordable_unit(len))
 }
 

@@ -153,3 +153,21 @@ fn a_plan_stops_between_bounded_queries() {
     }
     assert_eq!(endless.queries.load(Ordering::Relaxed), 6);
 }
+
+/// Three runs of 64 KiB in 8 TiB: what counts in coarser units takes more, and the job does not.
+#[test]
+fn a_coarse_granularity_costs_a_mirror_that_copies_whole_granules() {
+    let target = PlanTarget::New { cluster_size: Some(65536), backing: None };
+    let plan = plan(&source(), target, &MirrorOptions::new()).unwrap();
+    assert_eq!(plan.allocation(), 3 * 65536);
+    let costs: Vec<_> = plan.costs().collect();
+    assert_eq!((costs[0].granularity, costs.last().unwrap().granularity), (512, 64 << 20));
+    let chosen: Vec<_> = costs.iter().filter(|cost| cost.chosen).collect();
+    assert_eq!((chosen.len(), chosen[0].granularity), (1, 65536));
+    // Memory makes the units of 8 TiB coarse.
+    assert!(costs.iter().all(|cost| (cost.unit, cost.write) == (32 << 10, 32 << 10)), "{costs:?}");
+    assert!(costs.iter().all(|cost| cost.memory < 120 << 20), "{costs:?}");
+    let megabyte = costs.iter().find(|cost| cost.granularity == 1 << 20).unwrap();
+    assert_eq!((megabyte.whole_write, megabyte.whole_allocation), (1 << 20, 3 << 20));
+    assert_eq!(costs[0].whole_allocation, 3 * 65536, "clusters are allocated whole");
+}

@@ -10,9 +10,10 @@ use std::os::unix::fs::MetadataExt as _;
 
 use blockmirror_block::zero::is_zero;
 use blockmirror_block::{BlockDevice, ByteRange, ExtentKind, Visit};
-use blockmirror_image::{FreeSpace, Image, InPlace};
-use blockmirror_mirror::{PlanTarget, plan_until};
+use blockmirror_image::{Decision, FreeSpace, Image, InPlace, Target};
+use blockmirror_mirror::{Plan, PlanTarget, plan_until};
 
+use super::check::{CheckedConvert, TargetKind};
 use super::job::{Kind, PreparedConvert};
 use super::source::in_units;
 
@@ -97,6 +98,32 @@ impl PreparedConvert {
     fn reads_from(&self, device: Option<u64>) -> bool {
         let mut paths = self.source.images().map(Image::path);
         paths.any(|path| fs::metadata(path).is_ok_and(|meta| Some(meta.dev()) == device))
+    }
+}
+
+impl CheckedConvert {
+    /// What a new target takes by `plan` at most, and what there is for it; `None` if that is not known.
+    /// Nothing is read: zeros inside the data count.
+    pub fn planned_space(&self, plan: &Plan) -> Option<Space> {
+        let planned = self.space.as_ref()?;
+        let TargetKind::New { spec, .. } = &self.kind else { return None };
+        let free = FreeSpace::of(&self.target).ok()??;
+        let there = match Target::decide(&self.target, spec.target_options()).ok()? {
+            Decision::InPlace(InPlace::BlockDevice) if spec.cluster_size().is_none() => return None,
+            Decision::InPlace(_) => free.occupied,
+            _ => 0,
+        };
+        let data = if planned.allocates { planned.whole } else { plan.allocation() };
+        let guess = match (self.compress, planned.shares && free.shares_blocks) {
+            (true, _) => "compressed data takes less",
+            (false, true) => "blocks that are shared with the source take no space",
+            (false, false) => free.guess.unwrap_or("zeros that the source holds as data take no space"),
+        };
+        Some(Space {
+            needed: planned.tables.saturating_add(data).min(planned.whole),
+            free: free.bytes.saturating_add(there),
+            guess: Some(guess),
+        })
     }
 }
 
