@@ -16,6 +16,7 @@ mod help;
 mod inspect;
 mod limits;
 mod look;
+mod plan;
 mod reflink;
 mod serve;
 mod snapshot;
@@ -35,6 +36,7 @@ use daemon::DAEMON_EXAMPLES;
 use help::after_help;
 use inspect::INSPECT_EXAMPLES;
 use look::{CHECK_EXAMPLES, COMPARE_EXAMPLES, HASH_EXAMPLES, INFO_EXAMPLES, MAP_EXAMPLES, MEASURE_EXAMPLES};
+use plan::PLAN_EXAMPLES;
 use serve::SERVE_EXAMPLES;
 use snapshot::SNAPSHOT_EXAMPLES;
 
@@ -44,6 +46,7 @@ pub(crate) use chain::{ChainArgs, CommitArgs, RebaseArgs};
 pub(crate) use change::{AmendArgs, CreateArgs, Growth, NewSize, ResizeArgs};
 pub(crate) use checkpoint::{CheckpointArgs, ResumeHow};
 pub(crate) use common::{AccessArgs, LockArgs, Output, OutputArgs, ProgressArgs, ProgressStyle, Switch, Via};
+pub(crate) use common::{View, ViewArgs};
 pub(crate) use copy::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync};
 pub(crate) use ctl::{CloseArgs, CompleteArgs, CtlArgs, CtlCommand, JobArgs, SetSpeedArgs, WatchArgs};
 pub(crate) use ctl::{
@@ -54,6 +57,7 @@ pub(crate) use help::{HelpArgs, TOPICS, topic, topic_names};
 pub(crate) use inspect::InspectArgs;
 pub(crate) use limits::{Limits, LimitsArgs};
 pub(crate) use look::{CheckArgs, CompareArgs, HashArgs, InfoArgs, MapArgs, MeasureArgs, Mend};
+pub(crate) use plan::PlanArgs;
 pub(crate) use serve::ServeArgs;
 pub(crate) use snapshot::SnapshotArgs;
 pub(crate) use target::TargetArgs;
@@ -90,6 +94,9 @@ pub(crate) enum Command {
     /// Copy an image; a new target is raw unless -O is given
     #[command(after_help = CONVERT_EXAMPLES)]
     Convert(ConvertArgs),
+    /// Tell what a copy would do, and what each granularity costs; writes nothing
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(PlanArgs),
     /// Create an empty image
     #[command(after_help = CREATE_EXAMPLES)]
     Create(CreateArgs),
@@ -224,10 +231,15 @@ mod tests {
             "mirror convert",
             "source target more source_format source_snapshot source_cache ACCESS target_format target_options backing backing_format no_create \
              target_image_opts target_cache target_is_zero require_flush no_sync in_place atomic no_clobber force clean granularity speed buf_size parallel sparse_size reflink \
-             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart resume no_space_check dry_run \
+             on_source_error salvage on_target_error bitmaps skip_broken_bitmaps checkpoint checkpoint_interval restart resume no_space_check dry_run report \
              verify ranges only output progress bar quiet sync",
         ),
         ("convert", "compress"),
+        (
+            "plan",
+            "source target more source_format source_snapshot ACCESS target_format target_options backing \
+             backing_format no_create granularity speed sync output",
+        ),
         (
             "create",
             "file size format options backing backing_format allow_backing lock no_look in_place atomic no_clobber force clean quiet",

@@ -39,7 +39,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CommitArgs) -> Outcome {
     let base = open.base().to_owned();
     let job = open.start().map_err(|error| failure("commit", error))?;
     let mut meter = Meter::new(console, &args.progress, Phase::Commit);
-    watch(console, job.control(), &base, &mut meter, &interrupt);
+    watch(console, job.control(), &base, &mut meter, &interrupt, &mut |_, _| ());
     let outcome = job.finish().map_err(|error| {
         let failure = failure("commit", error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }

@@ -66,7 +66,7 @@ pub(crate) fn narrow(args: &CopyArgs, prepared: &PreparedConvert) -> Outcome<()>
     typed_paths(args, &typed_settings(args).backing_file, &args.backing).for_each(|file| files.read(&file));
     let written: Vec<_> = prepared.partial_paths().into_iter().chain([args.target.clone()]).collect();
     written.iter().for_each(|file| files.write(file));
-    for file in written.iter().chain(&args.verify.ranges) {
+    for file in written.iter().chain(&args.verify.ranges).chain(&args.report) {
         files.add(file, |sandbox, path| sandbox.rename_in(directory_of(path)));
     }
     files.sandbox.narrow_thread().map_err(Failure::failed)
@@ -227,7 +227,8 @@ impl Files {
         typed_paths(args, &settings.backing_file, &args.backing).for_each(|file| self.read(&file));
         let data = typed_paths(args, &settings.data_file, &None);
         data.for_each(|file| self.target(&file, args.existing));
-        args.checkpoint.checkpoint.iter().chain(&args.verify.ranges).for_each(|file| self.create(file));
+        let made = args.checkpoint.checkpoint.iter().chain(&args.verify.ranges).chain(&args.report);
+        made.for_each(|file| self.create(file));
         args.verify.only.iter().for_each(|file| self.read(file));
         self.references(&args.access)
     }

@@ -8,19 +8,22 @@ use std::time::Duration;
 
 use blockmirror_image::{BackingSettingsError, Error, FileId, Format, join_name};
 use blockmirror_mirror::{
-    self as mirror, ErrorKind, IoStatus, JobState, MirrorControl, MirrorOptions, SyncMode,
+    self as mirror, ErrorKind, IoStatus, JobState, MirrorControl, MirrorOptions, Progress, SyncMode,
 };
-use blockmirror_ops::{Convert, ConvertError, ConvertJob, CopyBitmaps, CopyBitmapsProblem, PreparedConvert};
+use blockmirror_ops::{CheckedConvert, Convert, ConvertError, ConvertJob, CopyBitmaps};
+use blockmirror_ops::{CopyBitmapsProblem, PreparedConvert};
 
-use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Output, Sync};
+use crate::args::{ConvertArgs, CopyArgs, MirrorArgs, OnError, Sync, View};
 use crate::console::Console;
 use crate::create::{backing_failure, parse_options, set_once};
 use crate::failure::{Detail, Exit, Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::meter::Meter;
+use crate::plan::Planned;
 use crate::progress::{Phase, Reading};
 use crate::ranges::{self, RangesFile};
 use crate::report;
+use crate::run_report::RunLog;
 use crate::{captive, checkpoint, confine, lock_policy, prompt, qemu_words, space, target, verify};
 
 const TICK: Duration = Duration::from_millis(20);
@@ -66,6 +69,10 @@ struct How {
 }
 
 fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
+    if args.output.output.picture().is_some() && !args.dry_run {
+        let why = "a copy is not drawn; --dry-run or --report FILE.html is";
+        return Err(Failure::usage(format_args!("--output=svg, html: {why}")));
+    }
     console.keep_out_of(FileId::of(&args.target));
     let How { sync, format, compress } = how;
     let mut convert = conversion(console, args, sync)?.compress(compress);
@@ -102,25 +109,41 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
             ConvertError::Start(_) => Failure::failed(error),
             error => failure(args, error),
         })?;
-        console.print(&report::planned(args, &plan)?)?;
+        console.print(&Planned::new(args, &checked, plan).text()?)?;
         return Ok(Exit::Done);
     }
-    let checked = checkpoint::settle(console, args, checked, &interrupt)?;
+    let mut run = RunLog::begin(args, &interrupt)?;
+    let outcome = perform(console, args, checked, &interrupt, run.as_mut());
+    match run {
+        Some(run) => run.finish(console, args, outcome),
+        None => outcome,
+    }
+}
+
+/// Makes the copy, which `run` sees.
+fn perform(
+    console: &mut Console<'_>,
+    args: &CopyArgs,
+    checked: CheckedConvert,
+    interrupt: &Interrupt,
+    run: Option<&mut RunLog>,
+) -> Outcome {
+    let checked = checkpoint::settle(console, args, checked, interrupt)?;
     let prepared = checked.prepare().map_err(|error| failure(args, error))?;
     // What is written in place keeps one only if that is named.
     checkpoint::check(args, prepared.resumable().is_some())?;
     checkpoint::announce(console, args, &prepared);
     let ranges = args.verify.ranges.as_deref();
-    let ranges = ranges.map(|path| RangesFile::create(path, &interrupt)).transpose()?;
-    announce(console, args, &prepared, &interrupt);
-    space::check(console, args, &prepared, &interrupt)?;
+    let ranges = ranges.map(|path| RangesFile::create(path, interrupt)).transpose()?;
+    announce(console, args, &prepared, interrupt);
+    space::check(console, args, &prepared, interrupt)?;
     confine::narrow(args, &prepared)?;
     let partial = prepared.partial_paths();
     let resumes = prepared.resumes().is_some_and(|found| found.done > 0);
     let started = start(console, args, prepared, &interrupt);
     let job = started.map_err(|error| {
         if resumes {
-            return checkpoint::not_gone_on(&error, &interrupt);
+            return checkpoint::not_gone_on(&error, interrupt);
         }
         let failure = failure(args, error);
         if interrupt.requested() { failure.exit(interrupt.exit()) } else { failure }
@@ -130,7 +153,7 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
         interrupt.remove_at_end(partial);
         console.note(format_args!("{}: the copy goes without a checkpoint: {why}", args.target.display()));
     }
-    follow(console, args, job, ranges, &interrupt)
+    follow(console, args, job, ranges, interrupt, run)
 }
 
 /// Starts the job; shows how far what an interrupted one has copied has been read again.
@@ -287,13 +310,25 @@ fn follow(
     job: ConvertJob,
     ranges: Option<RangesFile>,
     interrupt: &Interrupt,
+    mut run: Option<&mut RunLog>,
 ) -> Outcome {
-    if !args.progress.quiet && args.output.output == Output::Human {
+    if !args.progress.quiet && args.output.output == View::Human {
         let text = console.voice.copying(job.granularity());
         console.report(&text);
     }
     let mut meter = Meter::new(console, &args.progress, Phase::Copy);
-    let declined = watch(console, job.control(), &args.target, &mut meter, interrupt);
+    if let Some(run) = &mut run {
+        run.granularity(job.granularity());
+    }
+    let mut seen = |progress: &Progress, events: &[mirror::Event]| {
+        if let Some(run) = &mut run {
+            run.take(progress, events);
+        }
+    };
+    let declined = watch(console, job.control(), &args.target, &mut meter, interrupt, &mut seen);
+    if let Some(run) = run.filter(|_| job.verifies()) {
+        run.event("copied; the copy is verified");
+    }
     match verify::finish(console, args, job, interrupt) {
         Ok(outcome) => {
             let exit = report::conclude(console, args, &outcome)?;
@@ -328,7 +363,7 @@ fn follow(
     }
 }
 
-/// Follows the job until it is over: shows progress, asks when it is stopped, cancels it when a signal comes.
+/// Follows the job until it is over: tells `seen` what there is to see, shows progress, asks when it is stopped, cancels it when a signal comes.
 /// Returns the error after which the user did not want to go on.
 pub(crate) fn watch(
     console: &mut Console<'_>,
@@ -336,17 +371,20 @@ pub(crate) fn watch(
     target: &Path,
     meter: &mut Meter,
     interrupt: &Interrupt,
+    seen: &mut dyn FnMut(&Progress, &[mirror::Event]),
 ) -> Option<String> {
     let mut reason = String::new();
     let mut declined = None;
     loop {
         let over = control.wait_timeout(TICK);
-        for event in control.events() {
+        let events = control.events();
+        let progress = control.progress();
+        seen(&progress, &events);
+        for event in events {
             if let mirror::Event::Error { action: mirror::ErrorAction::Stop, message, .. } = event {
                 reason = message;
             }
         }
-        let progress = control.progress();
         let reading = Reading::of_copy(&progress);
         if over {
             meter.last(console, &reading);

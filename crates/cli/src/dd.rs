@@ -112,7 +112,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &DdArgs) -> Outcome {
     };
     let job = prepared.start(&|| interrupt.requested()).map_err(ended)?;
     let mut meter = Meter::new(console, &args.progress, Phase::Copy);
-    watch(console, job.control(), &args.output, &mut meter, &interrupt);
+    watch(console, job.control(), &args.output, &mut meter, &interrupt, &mut |_, _| ());
     let outcome = job.finish().map_err(ended)?;
     if !outcome.durable {
         let output = args.output.display();

@@ -3,6 +3,7 @@
 //! | command | what it does |
 //! |---|---|
 //! | `mirror`, `convert` | copy an image with the mirror job |
+//! | `plan` | tell what a copy would do, and what each granularity costs |
 //! | `create`, `resize`, `amend` | make an image, change its virtual size, its options |
 //! | `commit` | write an image down into its backing file |
 //! | `rebase` | put an image on another backing file, or on none |
@@ -70,8 +71,10 @@ mod map;
 mod measure;
 mod meter;
 mod names;
+mod new_file;
 mod notify;
 mod pid_file;
+mod plan;
 mod progress;
 mod prompt;
 mod qemu_words;
@@ -80,6 +83,7 @@ mod ranges;
 mod rebase;
 mod report;
 mod resize;
+mod run_report;
 mod serve;
 mod snapshot;
 mod space;
@@ -195,6 +199,10 @@ fn wants_json(words: &[OsString], option: &str) -> bool {
 
 fn run_command(console: &mut Console<'_>, mut command: Command, captives: &mut Captives) -> Outcome {
     console.voice.settle(&mut command)?;
+    command = match command {
+        Command::Plan(args) => Command::Mirror(args.dry_run()?),
+        command => command,
+    };
     names::settle(&mut command)?;
     captives.via(&mut command)?;
     console.shown_names = captives.names();
@@ -206,6 +214,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command, captives: &mut C
     captives.start(console)?;
     match command {
         Command::Mirror(args) => copy::mirror(console, &args),
+        Command::Plan(args) => copy::mirror(console, &args.dry_run()?),
         Command::Convert(args) => copy::convert(console, &args),
         Command::Create(args) => create::run(console, &args),
         Command::Info(args) => info::run(console, &args),

@@ -79,7 +79,8 @@ pub(crate) fn settle(command: &mut Command) -> Outcome<()> {
             }
             Ok(())
         }
-        Command::Daemon(_) | Command::Ctl(_) | Command::Help(_) => Ok(()),
+        // A plan is a mirror by now.
+        Command::Plan(_) | Command::Daemon(_) | Command::Ctl(_) | Command::Help(_) => Ok(()),
     }
 }
 

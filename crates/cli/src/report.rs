@@ -1,30 +1,13 @@
-//! What `blockmirror mirror` and `blockmirror convert` print about a copy: the plan, and what was done.
+//! What `blockmirror mirror` and `blockmirror convert` print about a copy that was made.
 
-use blockmirror_block::size::human_size;
-use blockmirror_mirror::{GranularityChoice, Plan};
+use blockmirror_mirror::GranularityChoice;
 use blockmirror_ops::ConvertOutcome;
 use serde_json::{Value, json};
 
-use crate::args::{CopyArgs, Output};
+use crate::args::{CopyArgs, View};
 use crate::console::Console;
-use crate::failure::{Exit, Failure, Outcome, one_line};
+use crate::failure::{Exit, Failure, Outcome};
 use crate::json;
-
-/// The text of a dry run.
-pub(crate) fn planned(args: &CopyArgs, plan: &Plan) -> Outcome<String> {
-    let (source, target) = (args.shown_sources(), args.target.to_string_lossy());
-    if args.output.output == Output::Human {
-        let heading = one_line(&format!("dry run: {source} -> {target}: {}", human_size(plan.len)));
-        return Ok(format!("{heading}\n{plan}\n"));
-    }
-    let (name, value) = member(args);
-    let mut out = json!({ (name): value, "target": target });
-    let plan = serde_json::to_value(plan).map_err(Failure::failed)?;
-    if let (Value::Object(out), Value::Object(plan)) = (&mut out, plan) {
-        out.extend(plan);
-    }
-    Ok(json::pretty(&out) + "\n")
-}
 
 /// Prints what was done, and lists what was given up.
 pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &ConvertOutcome) -> Outcome {
@@ -38,7 +21,7 @@ pub(crate) fn conclude(console: &mut Console<'_>, args: &CopyArgs, outcome: &Con
     for line in console.voice.failed_ranges(&args.target, given_up, &outcome.copy.unmapped) {
         console.complain(line);
     }
-    if args.output.output == Output::Json {
+    if args.output.output == View::Json {
         let text = machine(args, outcome)?;
         console.report(&text);
     } else if !args.progress.quiet {
@@ -96,7 +79,7 @@ fn add_granularity(out: &mut Value, choice: GranularityChoice) -> Outcome<()> {
 }
 
 /// The names of the sources as a member for programs.
-fn member(args: &CopyArgs) -> (&'static str, Value) {
+pub(crate) fn member(args: &CopyArgs) -> (&'static str, Value) {
     match &*args.names {
         [only] => ("source", json!(only.path.to_string_lossy())),
         all => ("sources", all.iter().map(|name| json!(name.path.to_string_lossy())).collect()),

@@ -49,7 +49,7 @@ fn said(dir: &Path, line: &str) -> String {
 fn steady(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
-        let blanked = ["\"actual-size\":", "disk size:", "\"elapsed", "\"date-sec\":", "\"date-nsec\":"]
+        let blanked = ["\"actual-size\":", "\"free\":", "disk size:", "\"elapsed", "\"date-sec\":", "\"date-nsec\":"]
             .iter()
             .find_map(|key| line.find(key).map(|at| format!("{} ..", &line[..at + key.len()])));
         let line = blanked.unwrap_or_else(|| line.to_owned());
@@ -208,6 +208,7 @@ fn help() {
             "--help",
             "mirror --help",
             "convert --help",
+            "plan --help",
             "create --help",
             "info --help",
             "inspect --help",

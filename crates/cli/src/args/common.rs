@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use blockmirror_picture::Format;
 use clap::builder::RangedI64ValueParser;
 use clap::{Args, ValueEnum};
 
@@ -105,6 +106,14 @@ pub(crate) struct OutputArgs {
     pub(crate) output: Output,
 }
 
+/// How results are printed by commands that also draw them.
+#[derive(Debug, Args)]
+pub(crate) struct ViewArgs {
+    /// Output format: `svg` is a picture, `html` a page with the picture and its figures
+    #[arg(long, value_enum, value_name = "STYLE", default_value = "human")]
+    pub(crate) output: View,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ProgressArgs {
     /// Progress on standard error: `bar`, a line that is updated; `json`, one object per line, the last with
@@ -125,6 +134,25 @@ pub(crate) struct ProgressArgs {
 pub(crate) enum Output {
     Human,
     Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum View {
+    Human,
+    Json,
+    Svg,
+    Html,
+}
+
+impl View {
+    /// The format of a picture, if it is one.
+    pub(crate) fn picture(self) -> Option<Format> {
+        match self {
+            Self::Human | Self::Json => None,
+            Self::Svg => Some(Format::Svg),
+            Self::Html => Some(Format::Html),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

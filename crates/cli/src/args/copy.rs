@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::reflink::ReflinkArgs;
 use super::snapshot::source_snapshot;
-use super::{AccessArgs, CheckpointArgs, OutputArgs, ProgressArgs, TargetArgs, VerifyArgs, size};
+use super::{AccessArgs, CheckpointArgs, ProgressArgs, TargetArgs, VerifyArgs, ViewArgs, size};
 
 pub(super) const MIRROR_EXAMPLES: &str = "\
 Examples:
@@ -222,11 +222,20 @@ pub(crate) struct CopyArgs {
     #[arg(long, help_heading = "Copying")]
     pub(crate) dry_run: bool,
 
+    /// A dry run says what each granularity costs, the space and the time: `plan`.
+    #[arg(skip)]
+    pub(crate) plans: bool,
+
+    /// Write a page about the copy to FILE when it has ended, also if it failed or was interrupted: rate, bytes
+    /// left and events over time. FILE must not exist
+    #[arg(long, value_name = "FILE.html", conflicts_with = "dry_run")]
+    pub(crate) report: Option<PathBuf>,
+
     #[command(flatten)]
     pub(crate) verify: VerifyArgs,
 
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
+    pub(crate) output: ViewArgs,
 
     #[command(flatten)]
     pub(crate) progress: ProgressArgs,

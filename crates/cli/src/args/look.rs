@@ -7,7 +7,7 @@ use blockmirror_image::{CacheMode, Format, NodeOptions, SnapshotRef};
 use clap::{Args, ValueEnum};
 
 use super::snapshot::source_snapshot;
-use super::{AccessArgs, LimitsArgs, LockArgs, OutputArgs, ProgressArgs, size};
+use super::{AccessArgs, LimitsArgs, LockArgs, OutputArgs, ProgressArgs, ViewArgs, size};
 
 pub(super) const INFO_EXAMPLES: &str = "\
 Examples:
@@ -17,7 +17,8 @@ Examples:
 pub(super) const MAP_EXAMPLES: &str = "\
 Examples:
   blockmirror map disk.qcow2
-  blockmirror map --output=json -s 1M -l 64K disk.qcow2";
+  blockmirror map --output=json -s 1M -l 64K disk.qcow2
+  blockmirror map --output=html disk.qcow2 > disk.html";
 
 pub(super) const COMPARE_EXAMPLES: &str = "\
 Examples:
@@ -103,7 +104,7 @@ pub(crate) struct MapArgs {
     pub(crate) access: AccessArgs,
 
     #[command(flatten)]
-    pub(crate) output: OutputArgs,
+    pub(crate) output: ViewArgs,
 }
 
 #[derive(Debug, Args)]

@@ -20,6 +20,7 @@ mod log;
 mod measure;
 mod notify;
 mod output;
+mod pictures;
 mod process;
 mod progress;
 mod qemu;

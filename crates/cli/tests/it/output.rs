@@ -72,7 +72,7 @@ struct Verified {
     hash: Option<String>,
 }
 
-/// What a copy would do: `mirror --dry-run` and `convert --dry-run`.
+/// What a copy would do: `plan`, `mirror --dry-run` and `convert --dry-run`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Planned {
@@ -87,6 +87,53 @@ struct Planned {
     zero: u64,
     skip: u64,
     copy_runs: u64,
+    /// Bytes of the target's clusters, or blocks of 4 KiB, that the data touches.
+    allocation: u64,
+    /// If it is known.
+    space: Option<PlannedSpace>,
+    /// With `--speed`.
+    time: Option<PlannedTime>,
+    /// The guest's write that `write` and `whole-write` are about.
+    small_write: u64,
+    /// From the finest to the coarsest.
+    granularities: Vec<Granularity>,
+}
+
+/// The space that a new target takes at most, and what there is.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct PlannedSpace {
+    needed: u64,
+    free: u64,
+    /// Why it may fit all the same, if it seems not to.
+    guess: Option<String>,
+}
+
+/// How long the copy takes.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct PlannedTime {
+    /// Bytes per second.
+    speed: u64,
+    seconds: f64,
+}
+
+/// What a granularity costs.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Granularity {
+    granularity: u64,
+    /// Bytes for each bit of the job's own bitmap.
+    unit: u64,
+    /// Of all bitmaps of the job, at most.
+    memory: u64,
+    /// Bytes that are copied after a small write of the guest.
+    write: u64,
+    /// The same where whole granules are copied.
+    whole_write: u64,
+    /// Bytes that are allocated in the target where whole granules are copied.
+    whole_allocation: u64,
+    chosen: bool,
 }
 
 /// `compare`.
@@ -323,6 +370,8 @@ fn each_output_has_the_members_of_its_schema_and_no_other() {
     assert!(copied.source.is_some() && copied.verified.is_none());
     let copied: Copied = read(&place, "mirror --output=json -f raw --verify=hash @raw @raw2 @two");
     assert!(copied.sources.is_some() && copied.verified.is_some_and(|verified| verified.hash.is_some()));
+    let planned: Planned = read(&place, "plan --speed 1M --output=json -f raw @raw @new");
+    assert!(planned.time.is_some() && planned.granularities.len() == 18);
     let _: Planned = read(&place, "convert --dry-run --output=json -f raw @raw @new");
     place.ours_ok("create -q -f qcow2 -b base -F qcow2 @top");
     place.ours_ok("bitmap --add @top b");

@@ -26,7 +26,7 @@ const NAMES: &[(&str, &str, &str)] = &[
 ];
 
 /// Commands that QEMU's program does not have.
-const OURS: [&str; 7] = ["mirror", "inspect", "hash", "serve", "daemon", "ctl", "help"];
+const OURS: [&str; 8] = ["mirror", "plan", "inspect", "hash", "serve", "daemon", "ctl", "help"];
 
 /// The definition.
 pub(super) fn command() -> clap::Command {
@@ -109,6 +109,7 @@ pub(super) fn settle(command: &mut Command) -> Outcome<()> {
             args.allocate_zeros = true;
         }
         Command::Mirror(_) => return Err(unknown("mirror")),
+        Command::Plan(_) => return Err(unknown("plan")),
         Command::Inspect(_) => return Err(unknown("inspect")),
         Command::Hash(_) => return Err(unknown("hash")),
         Command::Serve(_) => return Err(unknown("serve")),
