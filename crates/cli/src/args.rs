@@ -310,7 +310,7 @@ mod tests {
         ("ctl set-speed", "job speed"),
         ("ctl complete", "jobs keep_source wait"),
         ("ctl abort", "jobs"),
-        ("ctl watch", "jobs json"),
+        ("ctl watch", "jobs json report"),
         ("help", "subject"),
     ];
 

@@ -363,8 +363,8 @@ fn follow(
     }
 }
 
-/// Follows the job until it is over: tells `seen` what there is to see, shows progress, asks when it is stopped, cancels it when a signal comes.
-/// Returns the error after which the user did not want to go on.
+/// Follows the job until it is over: hands what there is to see to `seen`, shows progress, asks when it is
+/// stopped, cancels it when a signal comes. Returns the error after which the user did not want to go on.
 pub(crate) fn watch(
     console: &mut Console<'_>,
     control: &MirrorControl,

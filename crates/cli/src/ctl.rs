@@ -13,6 +13,7 @@ mod mirror;
 mod node;
 mod objects;
 mod rates;
+mod report;
 mod snapshot;
 mod start;
 mod table;
@@ -76,7 +77,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &CtlArgs) -> Outcome {
         CtlCommand::SetSpeed(args) => set_speed(&mut client, args)?,
         CtlCommand::Complete(args) => return end::complete(console, &mut client, args),
         CtlCommand::Abort(args) => return end::abort(console, &mut client, &args.jobs),
-        CtlCommand::Watch(args) => return watch::watch(console, &mut client, args),
+        CtlCommand::Watch(args) => return watch::watch(console, &mut client, socket, args),
     }
     Ok(Exit::Done)
 }

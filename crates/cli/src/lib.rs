@@ -71,7 +71,6 @@ mod map;
 mod measure;
 mod meter;
 mod names;
-mod new_file;
 mod notify;
 mod pid_file;
 mod plan;
@@ -89,6 +88,7 @@ mod snapshot;
 mod space;
 mod suggest;
 mod target;
+mod text_file;
 mod verify;
 mod voice;
 

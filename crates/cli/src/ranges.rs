@@ -12,18 +12,18 @@ use blockmirror_ops::{read_ranges, write_range};
 
 use crate::failure::{Failure, Outcome};
 use crate::interrupt::Interrupt;
-use crate::new_file::NewFile;
+use crate::text_file::TextFile;
 
 /// A file of ranges that gets its name when all of them are in it.
 pub(crate) struct RangesFile {
-    file: NewFile,
+    file: TextFile,
     line: Vec<u8>,
 }
 
 impl RangesFile {
     /// Begins `path`, which must not exist.
     pub(crate) fn create(path: &Path, interrupt: &Interrupt) -> Outcome<Self> {
-        Ok(Self { file: NewFile::create(path, interrupt)?, line: Vec::new() })
+        Ok(Self { file: TextFile::create(path, interrupt)?, line: Vec::new() })
     }
 
     /// Appends `range`. A failure is that of [`finish`](Self::finish).

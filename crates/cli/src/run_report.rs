@@ -1,7 +1,7 @@
 //! `--report FILE.html`: the page about a copy, written when it has ended, however that was.
 //!
-//! Fed by [`crate::copy`] while the job runs. The file is begun before anything is copied, so that a name that
-//! cannot be written is refused early, and gets its name at the end.
+//! Fed by [`crate::copy`] while the job runs. The file is begun before anything is copied, so that a name
+//! that cannot be written is refused early, and gets its name at the end.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use crate::args::CopyArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
-use crate::new_file::NewFile;
 use crate::progress::Reading;
+use crate::text_file::TextFile;
 
 /// What is seen of a copy, for its page.
 pub(crate) struct RunLog {
-    file: NewFile,
+    file: TextFile,
     started: Instant,
     record: RunRecord,
     last: Option<Progress>,
@@ -31,7 +31,7 @@ impl RunLog {
     pub(crate) fn begin(args: &CopyArgs, interrupt: &Interrupt) -> Outcome<Option<Self>> {
         let Some(path) = &args.report else { return Ok(None) };
         Ok(Some(Self {
-            file: NewFile::create(path, interrupt)?,
+            file: TextFile::create(path, interrupt)?,
             started: Instant::now(),
             record: RunRecord::new(),
             last: None,
@@ -62,13 +62,7 @@ impl RunLog {
             self.record.event(at, progress.state.name());
         }
         let reading = Reading::of_copy(progress);
-        self.record.sample(Sample {
-            at,
-            done: reading.work_done,
-            left: reading.work_left,
-            dirty_rate: None,
-            guest_delay: None,
-        });
+        self.record.sample(Sample { at, done: reading.work_done, left: reading.work_left, dirty_rate: None });
         self.last = Some(*progress);
     }
 
@@ -78,7 +72,7 @@ impl RunLog {
     }
 
     /// Writes the page about a copy that has ended with `outcome`. If that is a failure, another one here is
-    /// only told.
+    /// a warning.
     pub(crate) fn finish(mut self, console: &mut Console<'_>, args: &CopyArgs, outcome: Outcome) -> Outcome {
         let elapsed = self.started.elapsed();
         let written = self.page(args, &outcome, elapsed).and_then(|page| {
@@ -98,12 +92,11 @@ impl RunLog {
     }
 
     fn page(&self, args: &CopyArgs, outcome: &Outcome, elapsed: Duration) -> Outcome<String> {
-        let (source, target) = (args.shown_sources(), args.target.to_string_lossy());
+        let subject = format!("{} → {}", args.shown_sources(), args.target.to_string_lossy());
         let message = outcome.as_ref().err().and_then(|failure| failure.message.as_deref());
         let page = RunReport {
             command: "copy",
-            source: &source,
-            target: &target,
+            subject: &subject,
             ending: ending(outcome),
             message,
             elapsed,

@@ -1,12 +1,11 @@
 //! What each part of a disk holds, as sums over a bounded number of cells.
 //!
-//! Filled run by run, in any order that does not repeat a byte; a run costs as many steps as it touches cells,
-//! so a whole disk costs as many as it has runs and cells.
+//! Filled run by run, in any order that does not repeat a byte; a run costs as many steps as it touches
+//! cells, so a whole disk costs as many as it has runs and cells.
 
 use std::ops::Range;
 
 use crate::style::Color;
-use crate::{Format, map};
 
 /// The most cells of a map.
 pub const CELLS: u64 = 2048;
@@ -131,14 +130,6 @@ impl Allocation {
         }
     }
 
-    /// The picture; `name` is the image's.
-    pub fn picture(&self, name: &str, format: Format) -> String {
-        match format {
-            Format::Svg => map::drawing(self, Some(name)),
-            Format::Html => map::page(self, name),
-        }
-    }
-
     pub(crate) fn start(&self) -> u64 {
         self.range.start
     }
@@ -181,7 +172,7 @@ impl Allocation {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
     use super::*;
 

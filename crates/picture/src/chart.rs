@@ -9,7 +9,8 @@ use plotters::style::Color as _;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::style::Color;
-use crate::svg::{WIDTH, number};
+use crate::svg::WIDTH;
+use crate::text::number;
 
 /// Numbers of marks are this part of the axis apart at least.
 const LABEL_DISTANCE: f64 = 0.02;
@@ -27,19 +28,11 @@ pub struct PictureError(String);
 pub(crate) enum Unit {
     Bytes,
     BytesPerSecond,
-    Seconds,
 }
 
 impl Unit {
     /// The unit for values up to `most`, and how much one of it is.
     fn fitting(self, most: f64) -> (String, f64) {
-        if self == Self::Seconds {
-            return match most {
-                most if most < 1e-3 => ("µs".into(), 1e-6),
-                most if most < 1.0 => ("ms".into(), 1e-3),
-                _ => ("s".into(), 1.0),
-            };
-        }
         let names = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
         let mut one = 1.0;
         let mut at = 0;

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 
 use blockmirror_block::size::human_size;
 
+use crate::Format;
 use crate::allocation::{Allocation, Content, LAYERS, Mix, PIECE_LIMITS, Pieces};
 use crate::page::{Mood, Page};
 use crate::style::Color;
-use crate::svg::{Anchor, Drawing, INNER, MARGIN, TextStyle, number};
-use crate::text::{counted, percent, shortened, size_and_share};
+use crate::svg::{Anchor, Drawing, INNER, MARGIN, TextStyle};
+use crate::text::{counted, number, percent, shortened, size_and_share};
 
 /// Cells in a row.
 const COLUMNS: usize = 64;
@@ -26,8 +27,18 @@ const LEFT: f64 = MARGIN as f64 + 84.0;
 /// A row of the cells has its offset beside it every so many rows.
 const LABEL_EVERY: usize = 4;
 
+impl Allocation {
+    /// The picture; `name` is the image's.
+    pub fn picture(&self, name: &str, format: Format) -> String {
+        match format {
+            Format::Svg => drawing(self, Some(name)),
+            Format::Html => page(self, name),
+        }
+    }
+}
+
 /// What the picture says, in a sentence.
-pub(crate) fn sentence(allocation: &Allocation) -> String {
+fn sentence(allocation: &Allocation) -> String {
     let (data, len) = (allocation.data(), allocation.len());
     if data == 0 {
         return format!("The disk of {} holds no data", human_size(len));
@@ -41,7 +52,7 @@ pub(crate) fn sentence(allocation: &Allocation) -> String {
 }
 
 /// The drawing; with a title, which a page has already, if `name` is given.
-pub(crate) fn drawing(allocation: &Allocation, name: Option<&str>) -> String {
+fn drawing(allocation: &Allocation, name: Option<&str>) -> String {
     let mut drawing = Drawing::default();
     let (sentence, left) = (sentence(allocation), f64::from(MARGIN));
     let mut y = 0;
@@ -171,7 +182,7 @@ fn order_name(order: usize) -> String {
 }
 
 /// The page.
-pub(crate) fn page(allocation: &Allocation, name: &str) -> String {
+fn page(allocation: &Allocation, name: &str) -> String {
     let mut page = Page::new(&sentence(allocation), Mood::Plain);
     page.subtitle(name);
     page.figure(&drawing(allocation, None), "");
@@ -270,6 +281,4 @@ mod tests {
         assert_eq!(sentence(&allocation), "1 TiB of 8 TiB holds data, all of it compressed");
         assert_eq!(sentence(&small()), "20 KiB of 96 KiB hold data, in 2 pieces");
     }
-
-    use crate::Format;
 }

@@ -5,9 +5,8 @@ use std::time::Duration;
 use blockmirror_block::size::human_size;
 
 use crate::style::Color;
-use crate::svg::{Anchor, Drawing, INNER, MARGIN, TextStyle, number};
-use crate::text::{percent, shortened, size_and_share};
-use crate::{Format, plan_page};
+use crate::svg::{Anchor, Drawing, INNER, MARGIN, TextStyle};
+use crate::text::{number, percent, shortened, size_and_share};
 
 /// What a granularity costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,16 +63,6 @@ pub struct CopyPlan<'a> {
     pub space: Option<SpaceRow<'a>>,
     /// Bytes per second, if a rate is given, and how long the copy takes then.
     pub time: Option<(u64, Duration)>,
-}
-
-impl CopyPlan<'_> {
-    /// The picture.
-    pub fn picture(&self, format: Format) -> String {
-        match format {
-            Format::Svg => drawing(self, true),
-            Format::Html => plan_page::page(self),
-        }
-    }
 }
 
 /// What the picture says, in a sentence.
@@ -283,6 +272,7 @@ pub(crate) fn duration(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Format;
 
     /// A plan with three granularities.
     fn picture(format: Format) -> String {

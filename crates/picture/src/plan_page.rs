@@ -2,11 +2,22 @@
 
 use blockmirror_block::size::human_size;
 
+use crate::Format;
 use crate::page::{Mood, Page};
 use crate::plan::{CopyPlan, drawing, sentence, space_and_time, with_added};
 use crate::text::size_and_share;
 
-pub(crate) fn page(plan: &CopyPlan<'_>) -> String {
+impl CopyPlan<'_> {
+    /// The picture.
+    pub fn picture(&self, format: Format) -> String {
+        match format {
+            Format::Svg => drawing(self, true),
+            Format::Html => page(self),
+        }
+    }
+}
+
+fn page(plan: &CopyPlan<'_>) -> String {
     let mut page = Page::new(&sentence(plan), Mood::Plain);
     page.subtitle(&format!("{} → {}", plan.source, plan.target));
     for line in space_and_time(plan) {

@@ -6,9 +6,6 @@
 
 use std::time::Duration;
 
-use crate::chart::PictureError;
-use crate::run_page;
-
 /// The most samples that are kept.
 pub const SAMPLES: usize = 480;
 
@@ -29,8 +26,6 @@ pub struct Sample {
     pub left: u64,
     /// Bytes per second that the guest makes dirty, if there is one.
     pub dirty_rate: Option<u64>,
-    /// How long the guest's slowest writes waited, if that is known.
-    pub guest_delay: Option<Duration>,
 }
 
 /// What is kept of a run.
@@ -110,17 +105,17 @@ pub enum Ending {
     Failed,
     /// It was ended by a signal, or cancelled.
     Interrupted,
+    /// It goes on, and is not watched any more.
+    Running,
 }
 
 /// A run that is over: the figures of a page.
 #[derive(Clone, Debug)]
 pub struct RunReport<'a> {
-    /// What was done, for example `mirror`.
+    /// What was done, for example `copy`.
     pub command: &'a str,
-    /// Name of the source.
-    pub source: &'a str,
-    /// Name of the target.
-    pub target: &'a str,
+    /// What it was about, for example `disk.raw → disk.qcow2`.
+    pub subject: &'a str,
     /// How it ended.
     pub ending: Ending,
     /// Why, if there is something to say.
@@ -133,19 +128,9 @@ pub struct RunReport<'a> {
     pub record: &'a RunRecord,
 }
 
-impl RunReport<'_> {
-    /// The page.
-    ///
-    /// # Errors
-    /// A chart cannot be drawn.
-    pub fn page(&self) -> Result<String, PictureError> {
-        run_page::page(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
     use super::*;
 

@@ -11,11 +11,25 @@ use crate::run::{Ending, RunReport, Sample};
 use crate::style::Color;
 use crate::text::counted;
 
-pub(crate) fn page(report: &RunReport<'_>) -> Result<String, PictureError> {
+impl RunReport<'_> {
+    /// The page.
+    ///
+    /// # Errors
+    /// A chart cannot be drawn.
+    pub fn page(&self) -> Result<String, PictureError> {
+        page(self)
+    }
+}
+
+fn page(report: &RunReport<'_>) -> Result<String, PictureError> {
     let samples = report.record.samples();
-    let mood = if report.ending == Ending::Completed { Mood::Good } else { Mood::Bad };
+    let mood = match report.ending {
+        Ending::Completed => Mood::Good,
+        Ending::Running => Mood::Plain,
+        Ending::Incomplete | Ending::Failed | Ending::Interrupted => Mood::Bad,
+    };
     let mut page = Page::new(&sentence(report, &samples), mood);
-    page.subtitle(&format!("{} → {}", report.source, report.target));
+    page.subtitle(report.subject);
     if let Some(message) = report.message {
         page.paragraph(message);
     }
@@ -48,6 +62,7 @@ fn sentence(report: &RunReport<'_>, samples: &[Sample]) -> String {
         Ending::Incomplete => format!("{what} ended after {time}, and not all is copied as it should be"),
         Ending::Failed => format!("{what} failed after {time} with {left} left"),
         Ending::Interrupted => format!("{what} interrupted after {time} with {left} left"),
+        Ending::Running => format!("{what} was still running after {time} with {left} left"),
     }
 }
 
@@ -74,17 +89,8 @@ fn charts(page: &mut Page, samples: &[Sample], time: TimeAxis, marks: &[f64]) ->
     page.heading("Left to do");
     page.figure(
         &chart(Unit::Bytes, time, &left, marks)?,
-        "Bytes that are not yet dealt with, as far as known.",
+        "What the scan of the source has not reached is estimated by what it has.",
     );
-    let points = series(samples, |sample| sample.guest_delay.map(|delay| delay.as_secs_f64()));
-    if !points.is_empty() {
-        let delay = [Line { name: "delay", color: Color::Compressed, points, filled: false }];
-        page.heading("Delay of the guest's writes");
-        page.figure(
-            &chart(Unit::Seconds, time, &delay, marks)?,
-            "How long the slowest 1 % of writes waited.",
-        );
-    }
     Ok(())
 }
 
@@ -153,7 +159,7 @@ fn events(page: &mut Page, report: &RunReport<'_>) {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
     use super::*;
     use crate::RunRecord;
@@ -166,15 +172,13 @@ mod tests {
                 done: tick << 20,
                 left: (40 - tick) << 20,
                 dirty_rate: Some(1 << 20),
-                guest_delay: Some(Duration::from_micros(200 + tick)),
             });
         }
         record.event(Duration::from_secs(1), "a <b> & \n c");
         let facts = [("granularity", "64 KiB".to_owned())];
         RunReport {
             command: "copy",
-            source: "<script>",
-            target: "t&t",
+            subject: "<script> & t",
             ending,
             message,
             elapsed: Duration::from_secs(2),
@@ -201,6 +205,7 @@ mod tests {
         assert_eq!(heading(Ending::Failed, Some("why")), "\"bad\">Copy failed after 2 s with 0 B left");
         assert!(run(Ending::Failed, Some("a<b")).contains("<p>a&lt;b</p>"));
         assert!(heading(Ending::Interrupted, None).contains("interrupted after 2 s"));
+        assert!(run(Ending::Running, None).contains("<h1>Copy was still running after"));
         assert!(heading(Ending::Incomplete, None).contains("ended after 2 s"));
     }
 
@@ -223,8 +228,7 @@ mod tests {
         let record = RunRecord::default();
         let report = RunReport {
             command: "copy",
-            source: "a",
-            target: "b",
+            subject: "a",
             ending: Ending::Failed,
             message: None,
             elapsed: Duration::ZERO,

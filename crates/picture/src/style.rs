@@ -28,24 +28,24 @@ pub(crate) enum Color {
 
 /// Each colour on the light page, and on the dark one.
 const PALETTE: [(Color, u32, u32); 12] = [
-    (Color::Paper, 0xff_ff_ff, 0x14_18_1d),
-    (Color::Ink, 0x1b_27_33, 0xe6_eb_f0),
-    (Color::Muted, 0x5b_68_75, 0xa3_b0_bd),
-    (Color::Grid, 0xdc_e2_e8, 0x2e_38_43),
-    (Color::Hole, 0xe5_e9_ee, 0x24_2d_36),
-    (Color::Zero, 0xb4_c1_cd, 0x55_64_73),
-    (Color::Data, 0x00_72_b2, 0x4d_a8_e0),
-    (Color::Backing, 0x00_9e_73, 0x2f_c7_9a),
-    (Color::Compressed, 0xe6_9f_00, 0xf0_b4_29),
-    (Color::Preallocated, 0x8c_c4_ea, 0x2f_6e_99),
-    (Color::Warning, 0xd5_5e_00, 0xff_8a_3d),
-    (Color::Highlight, 0xff_f1_cc, 0x3d_33_16),
+    (Color::Paper, 0xffffff, 0x14181d),
+    (Color::Ink, 0x1b2733, 0xe6ebf0),
+    (Color::Muted, 0x5b6875, 0xa3b0bd),
+    (Color::Grid, 0xdce2e8, 0x2e3843),
+    (Color::Hole, 0xe5e9ee, 0x242d36),
+    (Color::Zero, 0xb4c1cd, 0x556473),
+    (Color::Data, 0x0072b2, 0x4da8e0),
+    (Color::Backing, 0x009e73, 0x2fc79a),
+    (Color::Compressed, 0xe69f00, 0xf0b429),
+    (Color::Preallocated, 0x8cc4ea, 0x2f6e99),
+    (Color::Warning, 0xd55e00, 0xff8a3d),
+    (Color::Highlight, 0xfff1cc, 0x3d3316),
 ];
 
 impl Color {
     fn values(self) -> (u32, u32) {
         let found = PALETTE.iter().find(|(color, ..)| *color == self);
-        found.map_or((0, 0xff_ff_ff), |(_, light, dark)| (*light, *dark))
+        found.map_or((0, 0xffffff), |(_, light, dark)| (*light, *dark))
     }
 
     /// As `plotters` writes it, too.

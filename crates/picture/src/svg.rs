@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use crate::style::{self, Color};
-use crate::text::escaped;
+use crate::text::{escaped, number};
 
 /// The width of every drawing.
 pub(crate) const WIDTH: u32 = 900;
@@ -152,21 +152,9 @@ impl Drawing {
     }
 }
 
-/// `value` with two digits behind the point at most.
-pub(crate) fn number(value: f64) -> String {
-    let text = format!("{value:.2}");
-    let text = text.trim_end_matches('0').trim_end_matches('.');
-    if text == "-0" { "0".into() } else { text.to_owned() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        assert_eq!([1.0, 0.5, 10.0, 1.0 / 3.0, -0.001].map(number), ["1", "0.5", "10", "0.33", "0"]);
-    }
 
     #[test]
     fn a_part_that_is_there_is_seen_and_none_leaves_the_bar() {

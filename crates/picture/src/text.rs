@@ -1,10 +1,8 @@
 //! Text that goes into a picture: escapes, shortened names, shares.
 //!
-//! What must hold: whatever the text, it cannot leave the place that it was put into, and XML parsers take it.
+//! What must hold: whatever the text, it cannot leave its place, and XML parsers take it.
 
 use blockmirror_block::size::human_size;
-
-use crate::svg::number;
 
 /// `text` for the content of an element or for an attribute in double quotes. Control characters, which XML
 /// does not have, and those that turn the direction of text are shown as escapes.
@@ -69,9 +67,21 @@ pub(crate) fn counted(count: u64, one: &str) -> String {
     format!("{digits} {one}{}", if count == 1 { "" } else { "s" })
 }
 
+/// `value` with two digits behind the point at most.
+pub(crate) fn number(value: f64) -> String {
+    let text = format!("{value:.2}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".into() } else { text.to_owned() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!([1.0, 0.5, 10.0, 1.0 / 3.0, -0.001].map(number), ["1", "0.5", "10", "0.33", "0"]);
+    }
 
     #[test]
     fn hostile_names_stay_text() {

@@ -49,9 +49,10 @@ fn said(dir: &Path, line: &str) -> String {
 fn steady(text: &str) -> String {
     let mut lines = Vec::new();
     for line in text.lines() {
-        let blanked = ["\"actual-size\":", "\"free\":", "disk size:", "\"elapsed", "\"date-sec\":", "\"date-nsec\":"]
-            .iter()
-            .find_map(|key| line.find(key).map(|at| format!("{} ..", &line[..at + key.len()])));
+        let blanked =
+            ["\"actual-size\":", "\"free\":", "disk size:", "\"elapsed", "\"date-sec\":", "\"date-nsec\":"]
+                .iter()
+                .find_map(|key| line.find(key).map(|at| format!("{} ..", &line[..at + key.len()])));
         let line = blanked.unwrap_or_else(|| line.to_owned());
         lines.push(match line.find(", in ") {
             Some(at) if line.ends_with(" s") => format!("{}, in .. s", &line[..at]),

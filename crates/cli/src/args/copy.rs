@@ -226,8 +226,8 @@ pub(crate) struct CopyArgs {
     #[arg(skip)]
     pub(crate) plans: bool,
 
-    /// Write a page about the copy to FILE when it has ended, also if it failed or was interrupted: rate, bytes
-    /// left and events over time. FILE must not exist
+    /// Write a page about the copy to FILE when it has ended, also if it failed or was interrupted: rate,
+    /// bytes left and events over time. FILE must not exist
     #[arg(long, value_name = "FILE.html", conflicts_with = "dry_run")]
     pub(crate) report: Option<PathBuf>,
 

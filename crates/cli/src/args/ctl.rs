@@ -111,6 +111,11 @@ pub(crate) struct WatchArgs {
     /// --progress=json, with the job's id
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Write a page about the job to FILE when it has ended or is not watched any more: rates, bytes left and
+    /// events over time. FILE must not exist
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 //! On a terminal the lines are drawn over; elsewhere a line is printed when it says something new, once a
 //! second at most but for another state. With `--json` each line is an object ([`super::objects`]).
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use blockmirror_block::size::human_size;
@@ -14,6 +15,7 @@ use super::job::{Job, list};
 use super::objects::Objects;
 use super::pick;
 use super::rates::{Outlook, Pace, Rates};
+use super::report::JobLog;
 use crate::args::WatchArgs;
 use crate::console::Console;
 use crate::failure::{Exit, Failure, Outcome, one_line};
@@ -23,7 +25,12 @@ use crate::interrupt::Interrupt;
 pub(super) const ON_TERMINAL: Duration = Duration::from_millis(500);
 const ELSEWHERE: Duration = Duration::from_secs(1);
 
-pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &WatchArgs) -> Outcome {
+pub(super) fn watch(
+    console: &mut Console<'_>,
+    client: &mut Client,
+    socket: &Path,
+    args: &WatchArgs,
+) -> Outcome {
     // Errors are objects then, too.
     console.as_json |= args.json;
     let interrupt = Interrupt::watch()?;
@@ -35,15 +42,36 @@ pub(super) fn watch(console: &mut Console<'_>, client: &mut Client, args: &Watch
         return Ok(Exit::Done);
     }
     let mut following: Vec<_> = jobs.into_iter().map(Follow::new).collect();
+    let report = args.report.as_deref();
+    let mut log = report.map(|path| JobLog::begin(path, following.len(), &interrupt)).transpose()?;
+    let outcome = look(console, client, args, &mut following, &interrupt, log.as_mut());
+    match (log, following.first()) {
+        (Some(log), Some(follow)) => log.finish(console, socket, follow, outcome),
+        _ => outcome,
+    }
+}
+
+/// Shows the jobs until all of them are over.
+fn look(
+    console: &mut Console<'_>,
+    client: &mut Client,
+    args: &WatchArgs,
+    following: &mut [Follow],
+    interrupt: &Interrupt,
+    mut log: Option<&mut JobLog>,
+) -> Outcome {
     let mut view = View::new(console, args.json, following.len());
     let start = Instant::now();
     loop {
-        view.show(console, &following, start.elapsed())?;
+        if let (Some(log), Some(follow)) = (&mut log, following.first()) {
+            log.take(follow);
+        }
+        view.show(console, following, start.elapsed())?;
         if following.iter().all(|follow| follow.over) {
             let good = following.iter().all(|follow| follow.end == Some(End::Completed));
             return Ok(if good { Exit::Done } else { Exit::Failed });
         }
-        next(client, &mut following, view.interval(), &interrupt).map_err(|failure| match failure.exit {
+        next(client, following, view.interval(), interrupt).map_err(|failure| match failure.exit {
             // Interrupting a view needs no message.
             Exit::Signal(_) => Failure { message: None, ..failure },
             _ => failure,

@@ -145,3 +145,29 @@ fn a_pipe_that_is_closed_ends_the_watch() {
     let output = watch.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(141), Vec::new()));
 }
+
+#[test]
+fn a_watched_job_has_a_page() {
+    let mut world = World::new();
+    let mut watch = world.watch(&[OURS, "ctl", "qmp", "watch", "--report", "page.html"]);
+    let mut output = BufReader::new(watch.stdout.take().unwrap());
+    output.read_line(&mut String::new()).unwrap();
+    world.client.execute("job-cancel", json!({"id": "m"})).unwrap();
+    output.read_to_string(&mut String::new()).unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(1));
+    let page = std::fs::read_to_string(world.dir.path().join("page.html")).unwrap();
+    assert!(page.contains("<h1 class=\"bad\">Mirror interrupted after "), "{page}");
+    assert!(page.contains("job m at qmp") && page.contains("<td>running</td>"), "{page}");
+}
+
+#[test]
+fn a_page_of_a_job_that_goes_on_says_so() {
+    let world = World::new();
+    let mut watch = world.watch(&[OURS, "ctl", "qmp", "watch", "--report", "page.html"]);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    Command::new("kill").args(["-INT", &watch.id().to_string()]).status().unwrap();
+    assert_eq!(watch.wait().unwrap().code(), Some(130));
+    let page = std::fs::read_to_string(world.dir.path().join("page.html")).unwrap();
+    assert!(page.contains("<h1>Mirror was still running after "), "{page}");
+}

@@ -126,8 +126,8 @@ fn a_plan_says_what_each_granularity_costs() {
     let svg = place.ours_ok("convert --dry-run --output=svg -f qcow2 -O raw @disk.qcow2 @new.raw");
     assert!(svg.contains("108 KiB of 1 MiB to copy, at a granularity of 64 KiB"), "{svg}");
     assert_well_formed(&svg);
-    let told = place.ours_fails("mirror --output=svg @disk.qcow2 @new.qcow2", 2);
-    assert!(told.contains("--report FILE.html"), "{told}");
+    let line = place.ours_fails("mirror --output=svg @disk.qcow2 @new.qcow2", 2);
+    assert!(line.contains("--report FILE.html"), "{line}");
     assert_eq!(place.names(), ["disk.qcow2", "disk.raw"]);
 }
 
@@ -141,8 +141,8 @@ fn a_page_about_a_copy_says_how_it_ended() {
     assert!(page.contains("<td>copied</td><td>108 KiB</td>"), "{page}");
     assert_well_formed(&page);
     // One that exists is not replaced, and nothing is copied.
-    let told = place.ours_fails("convert -q --report @good.html @disk.qcow2 @other.raw", 1);
-    assert_eq!(told, "blockmirror: create: @good.html: it exists");
+    let line = place.ours_fails("convert -q --report @good.html @disk.qcow2 @other.raw", 1);
+    assert_eq!(line, "blockmirror: create: @good.html: it exists");
     assert!(!place.path("other.raw").exists());
     fs::write(place.path("rules"), "[inject-error]\nevent = \"none\"\niotype = \"read\"\nsector = \"8\"\n")
         .unwrap();

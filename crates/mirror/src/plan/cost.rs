@@ -1,4 +1,4 @@
-//! What each granularity costs: memory, what a small write of the guest has copied, what the target allocates.
+//! What each granularity costs: memory, bytes copied after a small write, space allocated in the target.
 //!
 //! Beside the figures of this job stand those of a mirror that copies whole granules. The job keeps what is
 //! dirty in units of 4 KiB where the granularity is coarser, and its first pass follows the allocation of the

@@ -17,7 +17,7 @@ use crate::interrupt::Interrupt;
 const BUFFER: usize = 64 << 10;
 
 /// A file that has no name yet.
-pub(crate) struct NewFile {
+pub(crate) struct TextFile {
     target: Target,
     storage: Arc<dyn Storage>,
     buffer: Vec<u8>,
@@ -26,7 +26,7 @@ pub(crate) struct NewFile {
     failed: Option<block::Error>,
 }
 
-impl NewFile {
+impl TextFile {
     /// Begins `path`, which must not exist.
     pub(crate) fn create(path: &Path, interrupt: &Interrupt) -> Outcome<Self> {
         let options = TargetOptions::new();
