@@ -109,7 +109,8 @@ fn copy(console: &mut Console<'_>, args: &CopyArgs, how: How) -> Outcome {
             ConvertError::Start(_) => Failure::failed(error),
             error => failure(args, error),
         })?;
-        console.print(&Planned::new(args, &checked, plan).text()?)?;
+        let text = Planned::new(args, &checked, plan).text(&console.shown_names)?;
+        console.print(&text)?;
         return Ok(Exit::Done);
     }
     let mut run = RunLog::begin(args, &interrupt)?;

@@ -9,10 +9,11 @@ use std::time::Duration;
 use blockmirror_block::size::human_size;
 use blockmirror_mirror::{GranularityCost, Plan, SMALL_WRITE};
 use blockmirror_ops::{CheckedConvert, Space};
-use blockmirror_picture::{CopyPlan, GranularityRow, SpaceRow};
+use blockmirror_picture::{CopyPlan, Format, GranularityRow, SpaceRow};
 use serde_json::{Value, json};
 
 use crate::args::{CopyArgs, View};
+use crate::console::with_names;
 use crate::failure::{Failure, Outcome, one_line};
 use crate::json;
 use crate::report::member;
@@ -33,13 +34,13 @@ impl<'a> Planned<'a> {
         Self { args, costs: plan.costs().collect(), space: checked.planned_space(&plan), time, plan }
     }
 
-    /// All of it, as it was asked for.
-    pub(crate) fn text(&self) -> Outcome<String> {
+    /// All of it, as it was asked for. What is drawn is escaped: it has the names that `names` show.
+    pub(crate) fn text(&self, names: &[(String, String)]) -> Outcome<String> {
         match self.args.output.output {
             View::Human => Ok(self.human()),
             View::Json => self.json(),
-            View::Svg => Ok(self.picture(blockmirror_picture::Format::Svg)),
-            View::Html => Ok(self.picture(blockmirror_picture::Format::Html)),
+            View::Svg => Ok(self.picture(names, Format::Svg)),
+            View::Html => Ok(self.picture(names, Format::Html)),
         }
     }
 
@@ -114,7 +115,9 @@ impl<'a> Planned<'a> {
         Ok(json::pretty(&out) + "\n")
     }
 
-    fn picture(&self, format: blockmirror_picture::Format) -> String {
+    fn picture(&self, names: &[(String, String)], format: Format) -> String {
+        let source = self.args.shown_sources();
+        let target = self.args.target.to_string_lossy();
         let row = |cost: &GranularityCost| GranularityRow {
             granularity: cost.granularity,
             memory: cost.memory,
@@ -127,8 +130,8 @@ impl<'a> Planned<'a> {
         let plan = &self.plan;
         let space = self.space.map(|Space { needed, free, guess, .. }| SpaceRow { needed, free, guess });
         CopyPlan {
-            source: &self.args.shown_sources(),
-            target: &self.args.target.to_string_lossy(),
+            source: &with_names(names, &source, false),
+            target: &with_names(names, &target, false),
             len: plan.len,
             copy: plan.copy,
             zero: plan.zero,

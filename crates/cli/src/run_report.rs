@@ -10,7 +10,7 @@ use blockmirror_mirror::{Event, GranularityChoice, JobState, Progress};
 use blockmirror_picture::{Ending, RunRecord, RunReport, Sample};
 
 use crate::args::CopyArgs;
-use crate::console::Console;
+use crate::console::{Console, with_names};
 use crate::failure::{Exit, Failure, Outcome, one_line};
 use crate::interrupt::Interrupt;
 use crate::progress::Reading;
@@ -75,7 +75,7 @@ impl RunLog {
     /// a warning.
     pub(crate) fn finish(mut self, console: &mut Console<'_>, args: &CopyArgs, outcome: Outcome) -> Outcome {
         let elapsed = self.started.elapsed();
-        let written = self.page(args, &outcome, elapsed).and_then(|page| {
+        let written = self.page(args, &console.shown_names, &outcome, elapsed).and_then(|page| {
             self.file.push(page.as_bytes());
             self.file.finish()
         });
@@ -91,14 +91,21 @@ impl RunLog {
         }
     }
 
-    fn page(&self, args: &CopyArgs, outcome: &Outcome, elapsed: Duration) -> Outcome<String> {
+    fn page(
+        &self,
+        args: &CopyArgs,
+        names: &[(String, String)],
+        outcome: &Outcome,
+        elapsed: Duration,
+    ) -> Outcome<String> {
         let subject = format!("{} → {}", args.shown_sources(), args.target.to_string_lossy());
         let message = outcome.as_ref().err().and_then(|failure| failure.message.as_deref());
+        let message = message.map(|message| with_names(names, message, false));
         let page = RunReport {
             command: "copy",
-            subject: &subject,
+            subject: &with_names(names, &subject, false),
             ending: ending(outcome),
-            message,
+            message: message.as_deref(),
             elapsed,
             facts: &self.facts(),
             record: &self.record,

@@ -34,7 +34,8 @@ pub(super) fn named(command: &Command) -> Vec<(PathBuf, bool)> {
         Command::Dd(args) => found.extend([(&args.input, false), (&args.output, true)]),
         Command::Bench(args) => found.push((&args.file, args.write)),
         Command::Serve(args) => found.extend(args.images.iter().map(|image| (&image.path, args.writable))),
-        Command::Daemon(_) | Command::Ctl(_) | Command::Help(_) => {}
+        // A plan is a mirror by now.
+        Command::Plan(_) | Command::Daemon(_) | Command::Ctl(_) | Command::Help(_) => {}
     }
     found.into_iter().map(|(path, is_written)| (path.clone(), is_written)).collect()
 }
