@@ -6,8 +6,8 @@
 //! the servers; [`Captives::finish`] ends them, and says what became of them. Called by [`crate::run`].
 //!
 //! What must hold: the command comes from the command line and from nowhere else, and its words reach the
-//! program as they are, without a shell. No server outlives the command, however that ends. A server never
-//! has a name in a file system, so that none is left there.
+//! program as they are, without a shell. No server outlives a command that ends, and one whose command is
+//! killed gets SIGTERM. A server's socket never has a name in a file system while it runs.
 
 mod exec;
 mod images;
@@ -74,8 +74,8 @@ impl Captives {
     }
 
     /// Has qemu-nbd serve the images that `command` reads, where it asks for that.
-    pub(crate) fn via(&mut self, command: &mut Command) -> Outcome<()> {
-        via::settle(command, &mut |words| self.add(words))
+    pub(crate) fn via(&mut self, console: &mut Console<'_>, command: &mut Command) -> Outcome<()> {
+        via::settle(console, command, &mut |words| self.add(words))
     }
 
     /// What to print in place of the URI of each socket, which leads nowhere outside of this process.
@@ -102,9 +102,6 @@ impl Captives {
         if let Some(captive) = self.0.iter().find(|captive| !captive.is_named) {
             return Err(Failure::usage(format_args!("{captive}: no image is named there")));
         }
-        if let Some(access) = images::access(command) {
-            access.captive = true;
-        }
         let copy = match command {
             Command::Mirror(args) => &mut args.copy,
             Command::Convert(args) => &mut args.copy,
@@ -112,27 +109,30 @@ impl Captives {
         };
         // What the address of an export is to others, its command would be to a later run; it could name
         // anything.
-        copy.checkpoint.only_if_named = true;
-        match copy.checkpoint.checkpoint {
-            Some(_) => Err(Failure::usage(
+        let asked = &mut copy.checkpoint;
+        asked.only_if_named = true;
+        let resumes = asked.restart || asked.resume.is_some() || asked.checkpoint_interval.is_some();
+        match resumes || asked.checkpoint.is_some() {
+            true => Err(Failure::usage(
                 "--checkpoint: a later run could not know a captive server again; serve the image by itself",
             )),
-            None => Ok(()),
+            false => Ok(()),
         }
     }
 
-    /// Starts the servers. A copy of the process's own program starts them, so `console` must be that of a
-    /// process which is there for the command alone.
-    pub(crate) fn start(&mut self, console: &Console<'_>) -> Outcome<()> {
+    /// Starts the servers, by way of the program that this process runs: `console` says whether that is this
+    /// one.
+    pub(crate) fn start(&mut self, console: &mut Console<'_>) -> Outcome<()> {
         for captive in &mut self.0 {
             let failed =
                 |why: &dyn Display| Failure::failed(format_args!("{}: {why}", in_brackets(&captive.command)));
-            if !console.owns_process {
-                return Err(failed(&"only the command itself starts a captive server"));
+            if !console.is_program {
+                return Err(failed(&"only the program itself starts a captive server"));
             }
             let Some(listener) = captive.socket.hand_over() else { continue };
-            let server = Server::start(&captive.command, listener);
-            captive.server = Some(server.map_err(|error| failed(&error))?);
+            let server = Server::start(&captive.command, listener).map_err(|error| failed(&error))?;
+            console.servers.push(server.process().map_err(|error| failed(&error))?);
+            captive.server = Some(server);
         }
         Ok(())
     }
@@ -181,6 +181,7 @@ fn settle(
         }
     }
     let has_failed = outcome.is_err();
+    let of_a_disk = matches!(&outcome, Err(failure) if failure.detail.is_some());
     // Of a command that ended well, a server may say that a connection has ended.
     let wanted = |line: &&String| has_failed || line.to_ascii_lowercase().contains("warning");
     for line in ended.words().iter().filter(wanted) {
@@ -189,7 +190,7 @@ fn settle(
             false => console.note(format_args!("{program}: {line}")),
         }
     }
-    if has_failed && ended.is_by_itself() {
+    if of_a_disk && ended.is_by_itself() {
         console.note(format_args!("the captive server {program} had ended before the command did"));
     }
     outcome

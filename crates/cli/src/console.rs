@@ -6,8 +6,10 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::OwnedFd;
 
 use blockmirror_image::FileId;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::args::HELP_WIDTH;
 use crate::failure::{Failure, Outcome, object, remark};
@@ -34,6 +36,10 @@ pub(crate) struct Console<'a> {
     pub(crate) as_json: bool,
     /// Whether the process is there for the command alone, which may confine it.
     pub(crate) owns_process: bool,
+    /// Whether the program that this process runs is this one, with these very words.
+    pub(crate) is_program: bool,
+    /// The captive servers that run: each is readable when it has ended.
+    pub(crate) servers: Vec<OwnedFd>,
     /// With `--progress=json` all that is written to `err`.
     lines: Option<Lines>,
     /// What is printed in place of names that mean nothing outside of this process.
@@ -80,6 +86,8 @@ impl<'a> Console<'a> {
             can_ask: false,
             as_json: false,
             owns_process: false,
+            is_program: false,
+            servers: Vec::new(),
             lines: None,
             shown_names: Vec::new(),
             manager: None,
@@ -102,6 +110,8 @@ impl<'a> Console<'a> {
             can_ask,
             as_json: false,
             owns_process: true,
+            is_program: false,
+            servers: Vec::new(),
             lines: None,
             shown_names: Vec::new(),
             manager: Notifier::of_process(),
@@ -149,6 +159,13 @@ impl<'a> Console<'a> {
     /// Whether `err` has nothing but those.
     pub(crate) fn has_lines(&self) -> bool {
         self.lines.is_some()
+    }
+
+    /// Whether a captive server has ended.
+    pub(crate) fn has_lost_a_server(&self) -> bool {
+        let mut all: Vec<_> = self.servers.iter().map(|server| PollFd::new(server, PollFlags::IN)).collect();
+        // At a failure the next look decides.
+        poll(&mut all, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
     }
 
     /// Takes where `phase` stands, for the service manager and for `--progress=json`.

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -50,9 +51,7 @@ impl Reader {
         if is_uri(path) {
             return None;
         }
-        // A pipe is not waited for.
-        let flags = OFlags::NONBLOCK.bits().cast_signed();
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).ok()?;
+        let file = open(path).ok()?;
         let len = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
         let mut head = [0; PROBE_LEN];
         let read = read_some(&file, &mut head);
@@ -73,6 +72,12 @@ impl Reader {
             _ => None,
         }
     }
+}
+
+/// Opens the file `path` to look at it. A pipe is not waited for.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 fn read_some(file: &File, buf: &mut [u8]) -> usize {

@@ -128,6 +128,7 @@ pub fn run_here<A: Into<OsString> + Clone>(args: impl IntoIterator<Item = A>) ->
     }
     let (mut out, mut err) = (std::io::stdout(), std::io::stderr());
     let mut console = Console::standard(&mut out, &mut err);
+    console.is_program = std::env::args_os().eq(args.iter().cloned());
     if let Err(error) = interrupt::survive() {
         console.note(format_args!("watch signals: {error}"));
     }
@@ -204,7 +205,7 @@ fn run_command(console: &mut Console<'_>, mut command: Command, captives: &mut C
         command => command,
     };
     names::settle(&mut command)?;
-    captives.via(&mut command)?;
+    captives.via(console, &mut command)?;
     console.shown_names = captives.names();
     captives.check(&mut command)?;
     if console.voice.has_notes() {

@@ -11,10 +11,6 @@ use crate::failure::{Failure, Outcome};
 /// The environment variable that lists directories as `--allow-backing` does, separated by colons.
 const ALLOW_BACKING: &str = "BLOCKMIRROR_ALLOW_BACKING";
 
-/// How long a captive server may take until it answers. It may have to fetch what it serves, or an index of
-/// that.
-const CAPTIVE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// What images may name on the word of the command line and of the environment.
 pub(crate) fn allowed(args: &AccessArgs) -> Outcome<AllowedReferences> {
     let beside = args.limits.limits.is_none();
@@ -103,9 +99,8 @@ pub(crate) fn nbd(args: &AccessArgs) -> NbdOptions {
     options.connections = args.connections;
     options.reconnect_delay = Duration::from_secs(args.reconnect_delay.into());
     options.open_timeout = Duration::from_secs(args.open_timeout.into());
-    if args.captive {
-        let limit = options.open_timeout;
-        options.handshake_timeout = Some(if limit.is_zero() { CAPTIVE_TIMEOUT } else { limit });
+    if !options.open_timeout.is_zero() {
+        options.started_server_timeout = options.open_timeout;
     }
     options.io_timeout = args.io_timeout.map(|seconds| Duration::from_secs(seconds.into()));
     options

@@ -65,6 +65,7 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ServeArgs) -> Outcome {
             if let Some(manager) = &mut manager {
                 manager.status(&status(names.len(), clients.count()));
             }
+            !console.has_lost_a_server()
         });
         if let Some(manager) = &manager {
             manager.stopping();
@@ -72,11 +73,17 @@ pub(crate) fn run(console: &mut Console<'_>, args: &ServeArgs) -> Outcome {
         // What fails from here on is its last status.
         console.manager = manager;
     }
+    // One may end because it is no longer used.
+    let has_lost_a_server = console.has_lost_a_server();
     let closed = close(console, &server, images);
     if let (Some(file), Ok(())) = (pid_file, &written) {
         file.remove();
     }
-    written.and(closed).map(|()| Exit::Done)
+    written.and(closed)?;
+    match has_lost_a_server && !interrupt.requested() {
+        true => Err(Failure::failed("serve: a captive server has ended")),
+        false => Ok(Exit::Done),
+    }
 }
 
 fn options(args: &ServeArgs, clients: &Arc<Clients>) -> Outcome<ServerOptions> {
@@ -97,15 +104,14 @@ fn status(exports: usize, clients: usize) -> String {
 }
 
 /// Waits for a signal, or, if that is to end it, for the end of the last of `clients`. Now and then calls
-/// `look`.
+/// `look`, which says whether to go on.
 fn wait(
     interrupt: &Interrupt,
     gone: &mpsc::Receiver<()>,
     (clients, once): (&Clients, bool),
-    mut look: impl FnMut(),
+    mut look: impl FnMut() -> bool,
 ) {
-    while !interrupt.requested() {
-        look();
+    while !interrupt.requested() && look() {
         match gone.recv_timeout(GLANCE) {
             // Another client may have come since.
             Ok(()) if once && clients.are_gone() => return,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use blockmirror_block::{BlockDevice, Error as BlockError, ErrorKind};
-use blockmirror_nbd::{ClientOptions, NbdUri};
+use blockmirror_nbd::NbdUri;
 
 use crate::error::{Error, Result};
 use crate::open::OpenOptions;
@@ -13,7 +13,7 @@ use crate::open::OpenOptions;
 impl OpenOptions {
     /// The export `path` as its server describes it in the context that the image's name asks for in place of
     /// what it holds (`x-dirty-bitmap`); `None` if it does not. Its extents have the context's flags, as
-    /// [`ClientOptions::context`] says.
+    /// [`blockmirror_nbd::ClientOptions::context`] says.
     ///
     /// # Errors
     /// The server cannot be reached, or does not have the context.
@@ -21,7 +21,7 @@ impl OpenOptions {
         let path = path.as_ref();
         let Some(context) = &self.given_node().context else { return Ok(None) };
         let uri = NbdUri::try_from(path).map_err(|cause| Error::Uri { path: path.to_owned(), cause })?;
-        let client = self.access(false, false).nbd.apply(ClientOptions::new(uri)).context(context).open()?;
+        let client = self.access(false, false).nbd.client(uri).context(context).open()?;
         if !client.has_block_status() {
             let error = BlockError::new(ErrorKind::NotFound, "open").in_file(path.display().to_string());
             return Err(error.because(format!("the server has no context {context}")).into());

@@ -11,7 +11,7 @@ use blockmirror_block::Storage;
 use blockmirror_file::{FileOptions, FileStorage, LockMode, PathHandle};
 use blockmirror_filter::{BlkdebugOptions, BlkdebugStorage, DEFAULT_NULL_SIZE, NullDisk, NullStorage};
 #[cfg(feature = "nbd")]
-use blockmirror_nbd::{Client, ClientOptions, ClientStorage, NbdUri};
+use blockmirror_nbd::{Client, ClientStorage, NbdUri};
 use blockmirror_qcow2::Unfinished;
 
 #[cfg(feature = "nbd")]
@@ -76,7 +76,7 @@ impl ProtocolLayer {
         #[cfg(feature = "nbd")]
         if is_uri(path) {
             let uri = NbdUri::try_from(path).map_err(|cause| Error::Uri { path: path.to_owned(), cause })?;
-            let options = access.nbd.apply(ClientOptions::new(uri).writable(access.writable));
+            let options = access.nbd.client(uri).writable(access.writable);
             return Ok(Self::Export(Arc::new(options.open()?)));
         }
         access.file(access.file_options().open(path)?)

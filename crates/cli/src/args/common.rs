@@ -34,10 +34,6 @@ pub(crate) struct AccessArgs {
     #[arg(long, value_enum, value_name = "PROGRAM", help_heading = "Source")]
     pub(crate) via: Option<Via>,
 
-    /// A captive server takes part.
-    #[arg(skip)]
-    pub(crate) captive: bool,
-
     /// Also open backing files named blkdebug:RULES:IMAGE or null-co://
     #[arg(long, help_heading = "Source")]
     pub(crate) allow_protocols: bool,

@@ -51,5 +51,6 @@ fn become_server(words: &[OsString]) -> io::Error {
         .env("LISTEN_FDNAMES", "unknown")
         // The service manager follows our process.
         .env_remove("NOTIFY_SOCKET")
+        .env_remove("LISTEN_PIDFDID")
         .exec()
 }

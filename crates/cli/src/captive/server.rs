@@ -2,7 +2,7 @@
 //!
 //! It has a process group of its own, so that a key on the terminal does not end it before the command has
 //! ended in order, and so that what it has started ends with it. What must hold: a `Server` that is dropped
-//! has no process left.
+//! has no process left in that group.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -20,7 +20,7 @@ use blockmirror_block::sync::Mutex;
 use command_fds::{CommandFdExt, FdMapping};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use signal_hook::consts::SIGTERM;
 use tracing::info;
 
@@ -73,20 +73,32 @@ impl Server {
         }
     }
 
+    /// A descriptor that is readable when the process has ended.
+    pub(super) fn process(&self) -> io::Result<OwnedFd> {
+        self.process.try_clone()
+    }
+
     /// Ends it, unless it has ended; `is_written` if the command wrote to it. After a failure, `has_failed`,
     /// one that is about to end is waited for: its end may be the cause.
     pub(super) fn stop(mut self, is_written: bool, has_failed: bool) -> Ended {
         let is_dying = has_failed && self.has_no_socket();
         let by_itself = self.ends_within(if is_dying { DYING } else { Duration::ZERO });
-        let mut killed_after = None;
-        if !by_itself {
-            let patience = if is_written { PATIENCE_WRITTEN } else { PATIENCE_READ };
+        let patience = if is_written { PATIENCE_WRITTEN } else { PATIENCE_READ };
+        let deadline = Instant::now() + patience;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        // What it has started it may need to end in order; so that is asked after it.
+        let has_ended = by_itself || {
+            let _ = kill_process(self.group, Signal::TERM);
+            self.ends_within(left())
+        };
+        let all_ended = has_ended && {
             let _ = kill_process_group(self.group, Signal::TERM);
-            killed_after = (!self.ends_within(patience)).then_some(patience);
-        }
+            self.last_words.are_over_within(left())
+        };
+        let killed_after = (!all_ended).then_some(patience);
         let status = self.reap();
         let words = self.last_words.all();
-        Ended { status, by_itself, killed_after, words }
+        Ended { status, is_written, by_itself, killed_after, words }
     }
 
     /// Whether the process has no socket any more: the kernel closes what it has open a moment before it has
@@ -129,6 +141,7 @@ impl Drop for Server {
 #[derive(Debug)]
 pub(super) struct Ended {
     status: io::Result<ExitStatus>,
+    is_written: bool,
     by_itself: bool,
     /// How long it was waited for before it was killed.
     killed_after: Option<Duration>,
@@ -136,11 +149,13 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// Whether it has ended as a server does that is no longer needed.
+    /// Whether it has ended as a server does that is no longer needed. A signal says nothing about what it
+    /// had still to write.
     pub(super) fn is_well(&self) -> bool {
         let Ok(status) = &self.status else { return false };
         let by_signal = status.signal() == Some(SIGTERM) || status.code() == Some(128 + SIGTERM);
-        self.killed_after.is_none() && (status.success() || (by_signal && !self.by_itself))
+        self.killed_after.is_none()
+            && (status.success() || (by_signal && !self.by_itself && !self.is_written))
     }
 
     /// Whether it had ended before it was asked to.
@@ -157,7 +172,10 @@ impl Ended {
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.killed_after, &self.status) {
-            (Some(limit), _) => write!(f, "did not end within {limit:?} of SIGTERM and was killed")?,
+            (Some(limit), _) => write!(
+                f,
+                "did not end within {limit:?} of SIGTERM, with all that it started, and was killed"
+            )?,
             (None, Err(error)) => write!(f, "cannot be waited for: {error}")?,
             (None, Ok(status)) => match (status.code(), status.signal()) {
                 (Some(code), _) => write!(f, "exited with status {code}")?,
@@ -197,9 +215,15 @@ impl LastWords {
         Ok(Self { lines, at_end })
     }
 
+    /// Whether no process has the other end of the pipe any more, at the latest after `limit`.
+    fn are_over_within(&self, limit: Duration) -> bool {
+        // The thread that reads sends nothing else than its end.
+        !matches!(self.at_end.recv_timeout(limit), Err(mpsc::RecvTimeoutError::Timeout))
+    }
+
     /// All that are kept, when the server has ended.
     fn all(&self) -> Vec<String> {
-        let _ = self.at_end.recv_timeout(REST);
+        self.are_over_within(REST);
         self.lines.lock().drain(..).collect()
     }
 }

@@ -7,13 +7,13 @@
 use std::ffi::OsString;
 
 use blockmirror_block::BlockDevice;
-use blockmirror_image::{Detected, Format, PROBE_LEN, detect};
+use blockmirror_image::{Detected, Format, PROBE_LEN, detect, is_uri};
 
 use super::{images, is_captive};
 use crate::args::{Command, CopyArgs, Via};
 use crate::console::Console;
 use crate::failure::{Failure, Outcome};
-use crate::foreign::Reader;
+use crate::foreign::{self, Reader};
 use crate::quote::in_brackets;
 
 /// Notes which of the images that `command` reads are read as raw and hold something else.
@@ -59,6 +59,7 @@ pub(crate) fn note_content(console: &mut Console<'_>, args: &CopyArgs, disk: &dy
 /// Replaces the images that `command` reads and qemu-nbd can read by servers, which `add` adds, if it asks
 /// for that.
 pub(super) fn settle(
+    console: &mut Console<'_>,
     command: &mut Command,
     add: &mut dyn FnMut(Vec<OsString>) -> Outcome<OsString>,
 ) -> Outcome<()> {
@@ -70,16 +71,23 @@ pub(super) fn settle(
         ));
     }
     let mut is_used = false;
-    for (path, format) in images::sources(command).into_iter().filter(|(_, format)| format.is_none()) {
-        if let Some(reader @ Reader::Qemu { .. }) = Reader::of(path)
-            && let Some(words) = reader.command(path)
-        {
+    let mut all: Vec<_> = images::sources(command);
+    all.retain(|(_, format)| format.is_none());
+    let is_alone = all.len() == 1;
+    let is_missing = all.iter().any(|(path, _)| !is_uri(path) && foreign::open(path).is_err());
+    for (path, format) in all {
+        let Some(reader) = Reader::of(path) else { continue };
+        // The end of a disk is its guest's to write; beside another image it may not be what is meant.
+        let Reader::Qemu { format: found, by_footer } = reader else { continue };
+        if let Some(words) = reader.command(path).filter(|_| is_alone || !by_footer) {
+            console.note(format_args!("{}: qemu-nbd reads it, as {found}", path.display()));
             *path = add(words)?.into();
             *format = Some(Format::Raw);
             is_used = true;
         }
     }
-    match is_used {
+    // The command says why an image cannot be opened.
+    match is_used || is_missing {
         true => Ok(()),
         false => Err(Failure::usage(
             "--via: no image is in a format that qemu-nbd reads in our place, or its format is given",

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -56,7 +57,7 @@ fn a_target_that_is_killed_ends_the_copy() {
 #[test]
 fn a_function_call_starts_no_server() {
     let said = Place::new().ours_fails("info [ nbdkit memory 1M ]", 1);
-    assert_eq!(said, "blockmirror: [ nbdkit memory 1M ]: only the command itself starts a captive server");
+    assert_eq!(said, "blockmirror: [ nbdkit memory 1M ]: only the program itself starts a captive server");
 }
 
 #[test]
@@ -116,10 +117,18 @@ fn a_server_that_fails_is_named() {
 fn a_server_that_does_not_answer_is_not_waited_for_forever() {
     let Some(place) = place("a_server_that_does_not_answer", &[]) else { return };
     let silent = with_pid("sleep 600");
+    let since = Instant::now();
     let ran = run(&place, ["convert", "--open-timeout", "1"].into_iter().chain(silent).chain(["copy"]));
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.err.contains("[ sh -c "), "{ran:?}");
     assert_eq!(others(&place), [""; 0]);
+    // Of one that has gone there is nothing to wait for.
+    for option in ["--open-timeout", "--reconnect-delay"] {
+        let ran = run(&place, ["convert", option, "600", "[", "no-such-program", "]", "copy"]);
+        assert!(ran.code == 1 && ran.err.contains("status 127"), "{ran:?}");
+    }
+    // Less than the time without the option.
+    assert!(since.elapsed() < Duration::from_secs(45), "{:?}", since.elapsed());
 }
 
 /// A warning of a server does not get lost; neither does it get among results.
@@ -154,4 +163,39 @@ fn a_target_that_does_not_end_well_is_a_failure() {
     // Of a source it is worth a note.
     let ran = ok(&place, ["hash"].into_iter().chain(server));
     assert!(ran.err.contains("note: the captive server sh exited with status 3"), "{ran:?}");
+}
+
+/// What a server that was written to has started ends in order, too; and a server that a signal has ended is
+/// not known to have written all.
+#[test]
+fn what_a_target_has_started_ends_in_order() {
+    let Some(place) = place("what_a_target_has_started_ends_in_order", &["nbdkit"]) else { return };
+    fs::write(place.path("raw"), vec![7; 1 << 20]).unwrap();
+    let serve = "sh -c 'LISTEN_PID=$$ exec nbdkit memory 1M' & wait";
+    fs::write(place.path("inner"), format!("trap 'sleep 1; echo >saved; exit' TERM; {serve}")).unwrap();
+    let written = |script: &str| {
+        let words = ["convert", "-q", "-n", "-f", "raw", "raw", "[", "sh", "-c", script, "]"];
+        run(&place, words)
+    };
+    let ran = written("trap 'exit 0' TERM; sh inner & wait");
+    assert!(ran.code == 0 && place.path("saved").exists(), "{ran:?}");
+    fs::remove_file(place.path("saved")).unwrap();
+    let ran = written("sh inner & wait");
+    assert!(ran.code == 1 && place.path("saved").exists(), "{ran:?}");
+    assert!(ran.err.contains("the captive server sh was ended by signal 15"), "{ran:?}");
+}
+
+/// `serve` does not go on without the server of an image.
+#[test]
+fn serve_ends_with_its_server() {
+    let Some(place) = place("serve_ends_with_its_server", &["nbdkit"]) else { return };
+    let words = ["serve", "--socket", "s"].into_iter().chain(with_pid("nbdkit memory 1M"));
+    let child = command(&place, words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("it does not serve", || place.path("s").exists());
+    let killed = Command::new("kill").args(["-KILL", &pid(&place)]).status().unwrap();
+    assert!(killed.success());
+    let (code, said) = output(child);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the captive server sh was ended by signal 9"), "{said}");
+    nothing_is_left(&place);
 }

@@ -74,6 +74,9 @@ fn via_qemu_nbd_opens_any_name() {
     let refused = run(&place, ["convert", "--via", "qemu-nbd", "-f", "raw", "disk", "copy"]);
     assert_eq!(refused.code, 2, "{refused:?}");
     assert!(!place.path("copy").exists());
+    // The command itself says what is wrong with a name.
+    let missing = run(&place, ["info", "--via", "qemu-nbd", "missing.vmdk"]);
+    assert!(missing.code == 1 && missing.err.contains("No such file"), "{missing:?}");
 }
 
 /// What is read as raw though it holds something else is noted, with the command that reads that.
@@ -104,7 +107,12 @@ fn guesses_are_noted() {
         assert!(fs::read(place.path("copy")).unwrap() == bytes, "{name}: {ran:?}");
         fs::remove_file(place.path("copy")).unwrap();
     }
-    ok(&place, split("compare --via qemu-nbd -f raw raw f.vpc"));
+    let ran = ok(&place, split("compare --via qemu-nbd -f raw raw f.vpc"));
+    assert!(ran.err.contains("note: f.vpc: qemu-nbd reads it, as vpc"), "{ran:?}");
+    // Beside another image, the last sector of a disk is what its guest wrote there.
+    let refused = run(&place, split("compare --via qemu-nbd raw f.vpc"));
+    assert_eq!(refused.code, 2, "{refused:?}");
+    assert!(refused.err.contains("--via: no image"), "{refused:?}");
 }
 
 /// nbdkit's own disks, a file in a tar archive, and a qcow2 image behind a server, which is one only if that

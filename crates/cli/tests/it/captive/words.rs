@@ -83,6 +83,7 @@ fn misplaced_brackets_are_refused_before_anything_starts() {
         ("ctl sock mirror disk [ touch started ]", "[ touch started ]: no image is named there"),
         ("convert -B [ touch started ] a b", "[ touch started ]: no image is named there"),
         ("convert --checkpoint c [ touch started ] b", "--checkpoint: a later run"),
+        ("convert --resume=sample [ touch started ] b", "--checkpoint: a later run"),
         ("info --limits=untrusted --via qemu-nbd tmp", "--via: no server is started from the sandbox"),
         ("info --limits=untrusted [ touch started ]", "[ touch started ]: no server is connected to"),
     ] {
