@@ -141,7 +141,7 @@ fn perform(
     confine::narrow(args, &prepared)?;
     let partial = prepared.partial_paths();
     let resumes = prepared.resumes().is_some_and(|found| found.done > 0);
-    let started = start(console, args, prepared, &interrupt);
+    let started = start(console, args, prepared, interrupt);
     let job = started.map_err(|error| {
         if resumes {
             return checkpoint::not_gone_on(&error, interrupt);

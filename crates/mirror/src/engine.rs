@@ -296,7 +296,7 @@ impl Engine {
     /// reported when the last of them has ended, by its thread.
     fn reads_go_on(self: &Arc<Self>, id: u64, old: &LastUse) -> bool {
         // They may be those of threads that wait to write.
-        self.with_core(Wake::None, |core, _| core.guest_has_moved());
+        self.with_core(Wake::All, |core, _| core.guest_has_moved());
         let own = Arc::clone(self);
         let ended =
             move || own.with_core(Wake::All, |core, now| core.on_completion(now, id, Ok(Done::Ended)));

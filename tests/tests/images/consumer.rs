@@ -356,6 +356,7 @@ fn a_conversion_in_five_lines() {
           len: 1048576,
           durable: true,
           copy: Outcome {
+              ending: Copied,
               granularity: GranularityChoice {
                   bytes: 65536,
                   reason: TargetCluster {

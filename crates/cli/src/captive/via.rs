@@ -22,6 +22,10 @@ pub(crate) fn note_guesses(console: &mut Console<'_>, command: &mut Command) {
         // No image is opened before the process is confined.
         return;
     }
+    if matches!(command, Command::Info(_) | Command::Inspect(_)) {
+        // They open one file, once; `inspect` has findings of its own.
+        return;
+    }
     for (path, format) in images::sources(command) {
         let Some(reader) = format.is_none().then(|| Reader::of(path)).flatten() else { continue };
         let what = match reader {

@@ -159,6 +159,9 @@ impl Core {
     /// reads at the old disk have ended.
     pub(crate) fn guest_has_moved(&mut self) {
         self.lifecycle.guest_moves();
+        if self.lifecycle.waits_for_no_read() {
+            self.end_beside_reads();
+        }
     }
 
     fn is_over_for_guest(&self) -> bool {

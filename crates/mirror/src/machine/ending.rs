@@ -108,13 +108,14 @@ impl Core {
         if self.lifecycle.has_moved() && !self.is_concluded() {
             return self.end_beside_reads();
         }
+        self.lifecycle.wait_for_no_read();
         if self.lifecycle.abort(error, &mut self.outbox) {
             self.conclude_if_idle();
         }
     }
 
     /// The tap has moved. The report that the last read has ended finds no action any more.
-    fn end_beside_reads(&mut self) {
+    pub(super) fn end_beside_reads(&mut self) {
         let end = self.work.operations().iter().find(|op| matches!(op.work, Work::End(_))).map(|op| op.id);
         if let Some(end) = end {
             self.work.finish(end);

@@ -62,6 +62,8 @@ pub(super) struct Lifecycle {
     end_in_flight: bool,
     /// The last step has moved the guest to the target.
     moved: bool,
+    /// The job was aborted while its last step was in flight: that ends without waiting for reads.
+    waits_for_no_read: bool,
     /// The last step of an aborted job, which cuts the bitmap that says what to copy, and ends the log, was
     /// not taken yet.
     cut_pending: bool,
@@ -83,6 +85,7 @@ impl Lifecycle {
             finalizing: false,
             end_in_flight: false,
             moved: false,
+            waits_for_no_read: false,
             cut_pending: config.cut_bitmap || config.log,
             quiesce: Quiesce::default(),
             membership: None,
@@ -297,6 +300,15 @@ impl Lifecycle {
 
     pub(super) fn has_moved(&self) -> bool {
         self.moved
+    }
+
+    /// The job is aborted, and its last step may be in flight.
+    pub(super) fn wait_for_no_read(&mut self) {
+        self.waits_for_no_read |= self.end_in_flight;
+    }
+
+    pub(super) fn waits_for_no_read(&self) -> bool {
+        self.waits_for_no_read
     }
 
     /// The last step was performed.

@@ -552,3 +552,18 @@ fn a_panic_in_the_last_step_aborts_the_job() {
     let events = core.take_events();
     assert_eq!((&events[0], &events[2]), (&states[0], &states[1]), "{events:?}");
 }
+
+/// An abort before the tap reported that it had moved was refused, and nothing ended the job while the old
+/// disk was read.
+#[test]
+fn an_abort_in_the_last_step_waits_for_no_read() {
+    let mut core = ready(MirrorOptions::new());
+    core.complete().unwrap();
+    let end = drive_until(&mut core, |work| matches!(work, Work::End(_)));
+    core.abort(Error::Cancelled);
+    assert!(core.take_result().is_none());
+    core.guest_has_moved();
+    assert!(core.take_result().unwrap().is_ok(), "it has pivoted");
+    core.on_completion(NOW, end.id, Ok(Done::StillRead));
+    core.on_completion(NOW, end.id, Ok(Done::Ended));
+}

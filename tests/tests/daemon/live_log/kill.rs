@@ -231,7 +231,7 @@ fn survives(seed: u64, whole: Duration) -> (u64, [u32; 2]) {
         let copying = Duration::from_secs(LEN.checked_div(speed).unwrap_or(0));
         let delay = (whole * 4 + copying).mul_f64(rng.below(1000) as f64 / 1000.0);
         // Of every other mirror the first one comes after it is ready, however slow the machine is.
-        let ready = if kill == 0 && seed % 2 == 0 {
+        let ready = if kill == 0 && seed.is_multiple_of(2) {
             mirror.killed_when_ready(Duration::from_millis(rng.below(100)));
             true
         } else {
